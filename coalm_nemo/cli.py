@@ -1,0 +1,97 @@
+"""The `coalm` command: one thin function a verb."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from coalm_nemo.errors import EXIT_USER_ERROR, UserError
+
+app = typer.Typer(help="Llama -> CoALM: a model that converses and calls tools.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+convert_app = typer.Typer(help="Hugging Face Llama <-> Megatron checkpoint.", no_args_is_help=True)
+app.add_typer(convert_app, name="convert")
+
+
+def main() -> None:
+    """Entry point. A UserError becomes one sentence on standard error and exit code 2."""
+    try:
+        app()
+    except UserError as e:
+        print(f"coalm: {e}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
+
+
+@app.command()
+def train(
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]", help="Changes to the recipe.")] = None,
+    recipe: Annotated[str, typer.Option(help="A recipe by name.")] = "coalm_tiny",
+    config: Annotated[list[Path] | None, typer.Option(help="YAML of overrides; may be given more than once.")] = None,
+    nproc: Annotated[int, typer.Option(min=0, help="Start this many ranks here (0: this process is one rank).")] = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved run, check it, and stop.")] = False,
+) -> None:
+    """Fine-tune.
+
+    Under torchrun or srun each process is a rank; alone, --nproc starts them. Exit codes: 0 finished, 2 bad input,
+    3 non-finite loss, 75 stopped by a signal with a checkpoint saved (the same command goes on).
+
+    Example: coalm train --recipe coalm_tiny --nproc 4 model.hf_path=llama data.train=rows.jsonl parallel.tensor=2
+    parallel.pipeline=2 train.steps=100
+    """
+    from coalm_nemo.training.command import train_command
+
+    sys.exit(train_command(recipe, config or [], overrides or [], nproc, dry_run))
+
+
+@convert_app.command("import")
+def convert_import(
+    hf: Annotated[Path, typer.Option(help="Hugging Face Llama directory.")],
+    out: Annotated[Path, typer.Option(help="Megatron checkpoint to write.")],
+    max_memory: Annotated[str, typer.Option(help="Memory ceiling, for example 4GiB.")] = "4GiB",
+) -> None:
+    """Hugging Face -> Megatron.
+
+    Example: coalm convert import --hf Llama-3.1-8B-Instruct --out ckpt/base
+    """
+    from coalm_nemo.checkpoint.command import import_command
+
+    import_command(hf, out, max_memory)
+
+
+@convert_app.command("export")
+def convert_export(
+    ckpt: Annotated[Path, typer.Option(help="Megatron checkpoint: imported, or RUN/checkpoints/step_N.")],
+    out: Annotated[Path, typer.Option(help="Hugging Face directory to write.")],
+    hf_base: Annotated[Path | None, typer.Option(help="Where config and tokenizer come from, if not in CKPT/hf.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="bf16, fp16 or fp32; as stored if not given.")] = None,
+    max_memory: Annotated[str, typer.Option(help="Memory ceiling, for example 4GiB.")] = "4GiB",
+) -> None:
+    """Megatron -> Hugging Face.
+
+    Example: coalm convert export --ckpt runs/coalm_8b/checkpoints/step_00000100 --out CoALM-8B
+    """
+    from coalm_nemo.checkpoint.command import export_command
+
+    export_command(ckpt, out, hf_base, dtype, max_memory)
+
+
+@convert_app.command("verify")
+def convert_verify(
+    hf: Annotated[Path, typer.Option(help="Hugging Face Llama directory.")],
+    ckpt: Annotated[Path, typer.Option(help="Megatron checkpoint.")],
+    logits: Annotated[bool, typer.Option(help="Compare logits on a few prompts too (both models in memory).")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Compare every tensor, and logits on a few prompts. Exit code 0: equal, 1: different.
+
+    Example: coalm convert verify --hf Llama-3.1-8B-Instruct --ckpt ckpt/base
+    """
+    from coalm_nemo.checkpoint.command import verify_command
+
+    sys.exit(verify_command(hf, ckpt, logits, as_json))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,280 @@
+"""The typed configuration of a run. A recipe returns one; YAML files and `key=value` words change it.
+
+Every section is a dataclass that OmegaConf checks: an unknown key or a wrong type is a UserError.
+What the values mean together (layout, batch, schedule) is checked in one place: `coalm_nemo/validate.py`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from coalm_nemo.errors import UserError
+
+
+@dataclass
+class RunSection:
+    """Where the run lives and what it runs on."""
+
+    dir: str = "runs/default"
+    """Everything the run writes: checkpoints, metrics.jsonl, logs, the imported base."""
+    platform: str = "auto"
+    """auto | cpu | cuda. "auto" is cuda where a GPU is seen, else cpu."""
+    seed: int = 42
+
+
+@dataclass
+class ModelSection:
+    """Which weights to start from."""
+
+    hf_path: str = ""
+    """Hugging Face Llama directory: config.json, tokenizer, and weights unless `init` is "random"."""
+    checkpoint: str = ""
+    """Megatron checkpoint to start from (`coalm convert import`). Empty: `hf_path` is imported into the run directory."""
+    init: str = "pretrained"
+    """pretrained | random. "random" draws the weights from the seed: the same ones on every layout."""
+
+
+@dataclass
+class ParallelSection:
+    """How the model and the batch are split over ranks."""
+
+    tensor: int = 1
+    pipeline: int = 1
+    virtual_pipeline: int = 1
+    """Model chunks a pipeline rank holds; above 1 the interleaved schedule runs."""
+    context: int = 1
+    sequence: bool = True
+    """Split activations between tensor-parallel regions along the sequence; takes effect with tensor > 1."""
+    count_embedding_and_loss: bool = False
+    """Count the embedding and the loss as a layer each when layers are dealt to pipeline chunks."""
+    distributed_optimizer: bool = True
+    overlap_grad_reduce: bool = False
+    overlap_param_gather: bool = False
+
+
+@dataclass
+class PrecisionSection:
+    """Arithmetic of the forward and backward pass."""
+
+    dtype: str = "bf16"
+    """fp32 | bf16. Master weights, gradients and moments are fp32 with both."""
+
+
+@dataclass
+class BatchSection:
+    """Rows (packs, with packing) a step and a forward pass."""
+
+    global_size: int = 8
+    micro_size: int = 1
+
+
+@dataclass
+class DataSection:
+    """Rows to learn from."""
+
+    train: str = ""
+    """JSONL: `messages`, or `instruction`/`input`/`output`, or `text` (every token supervised)."""
+    validation: str = ""
+    validation_fraction: float = 0.0
+    """Part of `train` set aside by row hash where `validation` is empty."""
+    packing: bool = False
+    """Put whole rows side by side into sequences of `train.seq_len_tokens`; no row attends to another."""
+    overlong: str = "error"
+    """error | drop: what happens to a row longer than `train.seq_len_tokens`. Nothing is ever cut."""
+    shuffle: bool = True
+    prepare_timeout_s: int = 86400
+    """How long other ranks wait for the first one to tokenise and import."""
+
+
+@dataclass
+class TrainSection:
+    """Length and memory of the run."""
+
+    steps: int = 0
+    """Optimizer steps; 0: as many as `epochs` gives."""
+    epochs: float = 1.0
+    seq_len_tokens: int = 4096
+    recompute: str = "none"
+    """none | selective (core attention) | full (every layer)."""
+    eval_interval_steps: int = 0
+    """Validation loss every so many steps, and at the end; 0: only at the end."""
+    empty_rows: str = "error"
+    """error | drop: what happens to a row without one supervised token."""
+
+
+@dataclass
+class OptimizerSection:
+    """AdamW; weight decay skips norms and biases."""
+
+    lr: float = 1e-5
+    min_lr: float = 0.0
+    weight_decay: float = 0.01
+    clip_grad: float = 1.0
+    """Largest global gradient norm; 0: no clipping."""
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+
+
+@dataclass
+class ScheduleSection:
+    """Learning rate over steps."""
+
+    name: str = "cosine"
+    """constant | linear | cosine, down to `optimizer.min_lr` at the last step."""
+    warmup_steps: int = -1
+    """Steps from zero up to `optimizer.lr`; -1: `warmup_ratio` of all steps."""
+    warmup_ratio: float = 0.1
+
+
+@dataclass
+class CheckpointSection:
+    """What is saved, when, and what a new start does with it."""
+
+    save_interval_steps: int = 0
+    """0: only at the end (and when a signal stops the run)."""
+    keep_last: int = 2
+    milestone_interval_steps: int = 0
+    """Checkpoints at multiples of this are never deleted; 0: none."""
+    async_save: bool = False
+    """Write in the background while training goes on."""
+    resume: bool = True
+    """Go on from the newest sound checkpoint in the run directory, if there is one."""
+    save_final: bool = True
+
+
+@dataclass
+class LoggingSection:
+    """Who is told."""
+
+    console_interval_steps: int = 1
+    wandb: str = "disabled"
+    """disabled | offline | online."""
+    wandb_project: str = "coalm"
+    wandb_entity: str = ""
+    wandb_name: str = ""
+
+
+@dataclass
+class RunConfig:
+    """A whole run."""
+
+    run: RunSection = field(default_factory=RunSection)
+    model: ModelSection = field(default_factory=ModelSection)
+    parallel: ParallelSection = field(default_factory=ParallelSection)
+    precision: PrecisionSection = field(default_factory=PrecisionSection)
+    batch: BatchSection = field(default_factory=BatchSection)
+    data: DataSection = field(default_factory=DataSection)
+    train: TrainSection = field(default_factory=TrainSection)
+    optimizer: OptimizerSection = field(default_factory=OptimizerSection)
+    schedule: ScheduleSection = field(default_factory=ScheduleSection)
+    checkpoint: CheckpointSection = field(default_factory=CheckpointSection)
+    logging: LoggingSection = field(default_factory=LoggingSection)
+
+
+def known_keys() -> list[str]:
+    """Every dotted key of a RunConfig, in order."""
+    return [f"{section.name}.{f.name}" for section in fields(RunConfig) for f in fields(_section_type(section.name))]
+
+
+def build_config(base: RunConfig, files: Sequence[Path] = (), overrides: Iterable[str] = ()) -> RunConfig:
+    """`base`, then each YAML file, then each `key=value` word; later ones win.
+
+    Raises UserError for a missing or unreadable file, an unknown key (naming the nearest known one), or a wrong type.
+    """
+    from omegaconf import OmegaConf
+
+    config = OmegaConf.structured(base)
+    for path in files:
+        _merge(config, _read_yaml(path), str(path))
+    for word in overrides:
+        _merge(config, _parse_override(word), f"'{word}'")
+    result = OmegaConf.to_object(config)
+    assert isinstance(result, RunConfig)
+    return result
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The resolved configuration as YAML, ready to be given back with --config."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def _merge(config: Any, values: dict[str, Any], where: str) -> None:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    for key, value in _flatten(values):
+        if key not in known_keys():
+            raise UserError(f"unknown key '{key}' in {where}{_suggest(key)}")
+        try:
+            OmegaConf.update(config, key, value)
+        except OmegaConfBaseException as e:
+            reason = str(e).splitlines()[0].rstrip(".")
+            raise UserError(f"{where}: {key} cannot be {value!r} ({reason})") from e
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict) and "." not in name:
+            yield from _flatten(value, f"{name}.")
+        else:
+            yield name, value
+
+
+def _parse_override(word: str) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+
+    key, sign, value = word.partition("=")
+    if not sign or not key:
+        raise UserError(f"'{word}' is not of the form key=value (for example train.steps=100)")
+    if value and _is_text(key):  # a path such as /data/a=b.jsonl or [x].jsonl is text, not YAML
+        return {key: value}
+    try:
+        parsed = OmegaConf.create(f"v: {value}").v if value else ""
+    except Exception as e:
+        raise UserError(f"'{word}': the value is not valid YAML") from e
+    return {key: parsed}
+
+
+def _is_text(key: str) -> bool:
+    section, _, name = key.partition(".")
+    kinds = {f.name: f.type for f in fields(_section_type(section))} if _section_type(section) else {}
+    return kinds.get(name) == "str"
+
+
+def _section_type(name: str) -> Any:
+    for f in fields(RunConfig):
+        if f.name == name and callable(f.default_factory) and is_dataclass(f.default_factory):
+            return f.default_factory
+    return None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+
+    if not Path(path).is_file():
+        raise UserError(f"the configuration file {path} does not exist")
+    try:
+        values = OmegaConf.to_container(OmegaConf.load(path))
+    except Exception as e:
+        raise UserError(f"{path} is not valid YAML: {str(e).splitlines()[0]}") from e
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold sections such as 'train:' with keys below them")
+    return {str(k): v for k, v in values.items()}
+
+
+def _suggest(key: str) -> str:
+    names = known_keys()
+    near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
+    if not near:
+        tail = key.rpartition(".")[2]
+        by_tail = {n.rpartition(".")[2]: n for n in names}
+        near = [by_tail[m] for m in difflib.get_close_matches(tail, by_tail, n=1, cutoff=0.6)]
+    return f"; did you mean '{near[0]}'?" if near else f"; sections are {', '.join(f.name for f in fields(RunConfig))}"

@@ -1,0 +1,102 @@
+"""Lets megatron-core 0.16 run where there is no CUDA. Installed by `Platform.activate` on CPU, never elsewhere.
+
+megatron-core names CUDA literally in a few dozen places. What a CPU process must see instead:
+
+1. `torch.cuda.current_device()`: the device of new tensors (rotary embedding, buffers, p2p) -> `cpu`
+2. `device="cuda"` and `pin_memory=True` in factory calls (schedules, optimizer, clipping) -> `cpu`, unpinned
+3. the CUDA random state (tensor-parallel RNG tracker, activation checkpointing) -> the CPU generator's
+4. `Tensor.type()` compared with `torch.cuda.*Tensor` (distributed optimizer) -> the names it looks for
+5. `torch.cuda.synchronize()` (pipeline p2p) -> nothing
+6. `Tensor.cuda()` (context parallelism) -> the tensor itself
+7. the process that collects a save's results, spawned because CUDA does not survive a fork -> forked, in a moment
+
+The factories are wrapped rather than intercepted by a `TorchFunctionMode`, which would cost every operation.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from coalm_nemo.errors import UserError
+
+_FACTORIES = ("tensor", "zeros", "ones", "empty", "full", "arange", "rand", "randn", "zeros_like", "empty_like")
+_installed = False
+
+
+def install() -> None:
+    """Patch torch and megatron-core in this process; doing it twice changes nothing."""
+    global _installed
+    import torch
+
+    if torch.cuda.is_available():
+        raise UserError("the CPU layer is not installed where CUDA can be used; hide the GPUs with CUDA_VISIBLE_DEVICES=")
+    if _installed:
+        return
+    _patch_torch()
+    _patch_rng_tracker()
+    _patch_checkpoint_writer()
+    _installed = True
+
+
+def _patch_torch() -> None:
+    import torch
+
+    for name in _FACTORIES:
+        setattr(torch, name, _on_cpu(getattr(torch, name)))
+    torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment,return-value]
+    torch.cuda.synchronize = lambda device=None: None
+    torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
+    torch.Tensor.type = _cuda_type_names(torch.Tensor.type)  # type: ignore[method-assign]
+
+
+def _on_cpu(factory: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(factory)
+    def create(*args: Any, **kwargs: Any) -> Any:
+        device = kwargs.get("device")
+        if device is not None and str(device).startswith("cuda"):
+            kwargs["device"] = "cpu"
+        if kwargs.get("pin_memory"):
+            kwargs["pin_memory"] = False
+        return factory(*args, **kwargs)
+
+    return create
+
+
+def _cuda_type_names(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def type_(self: Any, dtype: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if dtype is None:
+            return original(self).replace("torch.", "torch.cuda.", 1)
+        return original(self, dtype, *args, **kwargs)
+
+    return type_
+
+
+def _patch_rng_tracker() -> None:
+    import torch
+    from megatron.core.tensor_parallel import random as mcore_random
+
+    def get_state(device: Any = "cpu", clone: bool = False, graph_safe: bool = False) -> torch.Tensor:
+        return torch.get_rng_state()
+
+    def set_state(new_state: torch.Tensor, device: Any = -1, graph_safe: bool = False) -> None:
+        torch.set_rng_state(new_state)
+
+    mcore_random._get_cuda_rng_state = get_state
+    mcore_random._set_cuda_rng_state = set_state
+    torch.cuda.get_rng_state = get_state
+    torch.cuda.manual_seed = torch.manual_seed  # type: ignore[assignment]
+
+
+def _patch_checkpoint_writer() -> None:
+    import multiprocessing
+
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
+
+    @functools.cache
+    def results_queue() -> Any:
+        return multiprocessing.get_context("fork").Manager().Queue()
+
+    filesystem_async._get_write_results_queue = results_queue

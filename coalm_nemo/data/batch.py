@@ -1,0 +1,104 @@
+"""Token rows -> the tensors of one micro-batch on one rank."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from coalm_nemo.data.sampler import NO_ITEM
+from coalm_nemo.data.tokens import TokenRows
+from coalm_nemo.models.context_parallel import zigzag_order
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How sequences are cut and padded on this layout."""
+
+    seq_len_tokens: int
+    packed: bool
+    context_size: int = 1
+    context_rank: int = 0
+    multiple: int = 1
+    """Sequence lengths are multiples of this: what tensor (sequence) and context parallelism divide by."""
+
+    @property
+    def row_multiple(self) -> int:
+        """Packed rows are padded to a multiple of this, so that context parallelism cuts each evenly."""
+        return 2 * self.context_size if self.context_size > 1 else 1
+
+    def batch_length(self, longest: int) -> int:
+        """Sequence length of a step: fixed when packed, else the longest row rounded up."""
+        if self.packed:
+            return self.seq_len_tokens
+        return max(self.multiple, -(-longest // self.multiple) * self.multiple)
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """One forward pass. s is the length that this context-parallel rank holds."""
+
+    tokens: Tensor
+    """int64 [b, s]"""
+    labels: Tensor
+    """int64 [b, s]: the next token"""
+    loss_mask: Tensor
+    """fp32 [b, s]: 1 where the label is supervised"""
+    position_ids: Tensor
+    """int64 [b, s]"""
+    packed_seq_params: Any = None
+    """megatron-core PackedSeqParams over the whole (not cut) sequence, when packed."""
+
+
+def build_micro_batch(
+    rows: TokenRows, items: list[list[int]], length: int, shape: Shape, device: torch.device
+) -> MicroBatch:
+    """`items`: for every sequence of the micro-batch the rows it holds (one, unless packed; none: all padding)."""
+    sequences = [_lay_sequence(rows, group, length, shape) for group in items]
+    arrays = {name: np.stack([s[name] for s in sequences]) for name in ("tokens", "labels", "mask", "positions")}
+    edges = sequences[0]["edges"]
+    if shape.context_size > 1:
+        bounds = list(zip(edges[:-1], edges[1:], strict=True)) if shape.packed else [(0, length)]
+        mine = zigzag_order(bounds, shape.context_size)[shape.context_rank].numpy()
+        arrays = {name: array[:, mine] for name, array in arrays.items()}
+    put = {name: torch.from_numpy(array).to(device, non_blocking=True) for name, array in arrays.items()}
+    packed = _packed_seq_params(edges, device) if shape.packed else None
+    return MicroBatch(put["tokens"], put["labels"], put["mask"], put["positions"], packed)
+
+
+def _lay_sequence(rows: TokenRows, group: list[int], length: int, shape: Shape) -> dict[str, Any]:
+    """Rows side by side from the left, the rest padding. `edges` are the rows' boundaries, the padding a row too."""
+    tokens, labels = np.zeros(length, dtype=np.int64), np.zeros(length, dtype=np.int64)
+    mask, positions = np.zeros(length, dtype=np.float32), np.zeros(length, dtype=np.int64)
+    edges = [0]
+    for index in group:
+        if index == NO_ITEM:
+            continue
+        ids, targets = rows.row(index)
+        start, n = edges[-1], len(ids) - 1
+        tokens[start : start + n] = ids[:-1]
+        labels[start : start + n] = ids[1:]
+        mask[start : start + n] = targets[1:]
+        padded = -(-n // shape.row_multiple) * shape.row_multiple
+        positions[start : start + padded] = np.arange(padded) if shape.packed else np.arange(n)
+        edges.append(start + padded)
+    if edges[-1] < length:
+        edges.append(length)
+    return {"tokens": tokens, "labels": labels, "mask": mask, "positions": positions, "edges": edges}
+
+
+def _packed_seq_params(edges: list[int], device: torch.device) -> Any:
+    from megatron.core.packed_seq_params import PackedSeqParams
+
+    cu_seqlens = torch.tensor(edges, dtype=torch.int32, device=device)
+    longest = max(b - a for a, b in zip(edges[:-1], edges[1:], strict=True))
+    return PackedSeqParams(
+        qkv_format="thd",
+        cu_seqlens_q=cu_seqlens,
+        cu_seqlens_kv=cu_seqlens,
+        max_seqlen_q=longest,
+        max_seqlen_kv=longest,
+    )

@@ -1,0 +1,64 @@
+"""cuda or cpu: chosen once, before any process group exists. Everything else asks the Platform."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from coalm_nemo.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Platform:
+    """What differs between a laptop and a cluster."""
+
+    name: str
+    """cuda | cpu"""
+    backend: str
+    """Process-group backend: nccl | gloo."""
+    transformer_engine: bool
+    """Layers and attention from Transformer Engine; else the torch layers of `models/torch_layers.py`."""
+
+    @property
+    def is_cuda(self) -> bool:
+        return self.name == "cuda"
+
+    def device(self, local_rank: int) -> torch.device:
+        """The device of this process."""
+        import torch
+
+        return torch.device("cuda", local_rank) if self.is_cuda else torch.device("cpu")
+
+    def activate(self, local_rank: int) -> None:
+        """Make this process ready for Megatron: bind the GPU, or install the CPU layer. Before megatron builds anything."""
+        import torch
+
+        if self.is_cuda:
+            torch.cuda.set_device(local_rank)
+            return
+        from coalm_nemo.cpu_compat import install
+
+        install()
+
+
+def choose_platform(asked: str) -> Platform:
+    """`auto`, `cpu` or `cuda` -> Platform. Raises UserError where what was asked for cannot be had."""
+    import torch
+
+    if asked not in ("auto", "cpu", "cuda"):
+        raise UserError(f"run.platform is '{asked}'; use auto, cpu or cuda")
+    has_cuda = torch.cuda.is_available()
+    if asked == "cuda" and not has_cuda:
+        raise UserError("run.platform=cuda, but torch sees no GPU; use run.platform=cpu, or see `coalm doctor`")
+    if asked == "cpu" or not has_cuda:
+        return Platform("cpu", "gloo", transformer_engine=False)
+    if importlib.util.find_spec("transformer_engine") is None:
+        raise UserError(
+            "a GPU is there but Transformer Engine is not: pip install 'coalm_nemo[te]' or use the NGC container; "
+            "run.platform=cpu trains without the GPU"
+        )
+    return Platform("cuda", "nccl", transformer_engine=True)

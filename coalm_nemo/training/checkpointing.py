@@ -1,0 +1,242 @@
+"""Training checkpoints: written aside, hashed, renamed; reshardable to any layout; the newest sound one is used.
+
+`RUN/checkpoints/step_00000010/` holds megatron-core's torch_dist files (weights, optimizer), `hf/` (config, tokenizer,
+chat template of the base), `coalm.json` and `manifest.json` with a SHA-256 of every file. Learning rate, random state
+and data position are pure functions of the step, so nothing else has to be kept.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue, AsyncRequest
+from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
+
+from coalm_nemo.checkpoint import layout
+from coalm_nemo.errors import UserError
+from coalm_nemo.models.gpt import LlamaModel
+from coalm_nemo.training.setup import Trainee
+
+SHARDING = {"distrib_optim_sharding_type": "fully_reshardable"}
+WRITERS_PER_RANK = 2
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where the run stands; kept in `coalm.json`."""
+
+    step: int
+    """Optimizer steps done."""
+    consumed_items: int
+    """Rows (packs) seen since the start: the sampler's position."""
+    data_fingerprint: str
+
+
+@dataclass(frozen=True)
+class SaveReport:
+    """What a save cost."""
+
+    path: Path
+    step: int
+    size_bytes: int
+    seconds: float
+
+
+def checkpoint_name(step: int) -> str:
+    return f"step_{step:08d}"
+
+
+def list_checkpoints(directory: Path) -> list[Path]:
+    """Complete checkpoints, oldest first (a name without a dot in front was renamed, so it was finished)."""
+    return sorted(p for p in Path(directory).glob("step_*") if (p / layout.MANIFEST_FILE).is_file())
+
+
+def model_state(models: list[LlamaModel]) -> dict[str, Any]:
+    """Sharded state of every chunk. The keys inside name layers globally, whatever chunk they are in."""
+    return {f"model{i}": m.sharded_state_dict() for i, m in enumerate(models)}
+
+
+def load_model_state(models: list[LlamaModel], checkpoint: Path) -> None:
+    """Weights of any Megatron checkpoint (imported base or training) into these chunks."""
+    wanted = without_extra_state(model_state(models))
+    loaded = _load(wanted, checkpoint)
+    for i, model in enumerate(models):
+        _load_strictly(model, loaded[f"model{i}"])
+
+
+def without_extra_state(state: Any) -> Any:
+    """Drop Transformer Engine's `_extra_state` entries: empty outside FP8, and other layer specs have other ones."""
+    if isinstance(state, dict):
+        return {k: without_extra_state(v) for k, v in state.items() if not str(k).endswith("_extra_state")}
+    return state
+
+
+def _load(wanted: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
+    try:
+        return dict(dist_checkpointing.load(wanted, str(checkpoint)))
+    except UserError:
+        raise
+    except Exception as e:
+        raise UserError(f"{checkpoint} cannot be loaded into this model: {str(e).splitlines()[0][:300]}") from e
+
+
+def _load_strictly(model: LlamaModel, state: dict[str, Any]) -> None:
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    missing = [k for k in missing if not k.endswith("_extra_state")]
+    tied = model.share_embeddings_and_output_weights
+    missing = [k for k in missing if not (tied and k == "output_layer.weight")]
+    if missing or unexpected:
+        raise RuntimeError(f"checkpoint and model disagree: missing {missing[:3]}, unexpected {unexpected[:3]}")
+
+
+class Checkpointer:
+    """Saves and restores a Trainee under `directory`."""
+
+    def __init__(
+        self,
+        directory: Path,
+        hf_source: Path,
+        *,
+        dtype: str,
+        keep_last: int,
+        milestone_steps: int = 0,
+        asynchronous: bool = False,
+        on_saved: Callable[[SaveReport], None] = lambda report: None,
+    ) -> None:
+        self.directory = Path(directory)
+        self.hf_source = hf_source
+        self.dtype = dtype
+        self.keep_last = keep_last
+        self.milestone_steps = milestone_steps
+        self.queue = AsyncCallsQueue(persistent=False) if asynchronous else None
+        self.on_saved = on_saved
+        self.rank = torch.distributed.get_rank()
+
+    def save(self, trainee: Trainee, progress: Progress) -> None:
+        """Write a checkpoint; in the background if asked. All ranks call it at the same step."""
+        self.wait()
+        started = time.monotonic()
+        final = self.directory / checkpoint_name(progress.step)
+        aside = self.directory / f".{final.name}.partial"
+        if self.rank == 0:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+        torch.distributed.barrier()
+        request = self._request(trainee, aside)
+        request.add_finalize_fn(lambda: self._finish(aside, final, progress, started))
+        if self.queue is None:
+            request.execute_sync()
+        else:
+            self.queue.schedule_async_request(request)
+
+    def _request(self, trainee: Trainee, aside: Path) -> AsyncRequest:
+        for chunk in trainee.chunks:
+            if chunk.ddp_config.overlap_param_gather:
+                chunk.start_param_sync(force_sync=True)
+        state = model_state(trainee.models())
+        state["optimizer"] = trainee.optimizer.sharded_state_dict(state, metadata=SHARDING)
+        strategy = TorchDistSaveShardedStrategy("torch_dist", 1, thread_count=WRITERS_PER_RANK)
+        request = dist_checkpointing.save(state, str(aside), strategy, async_sharded_save=True)
+        assert request is not None
+        return request
+
+    def _finish(self, aside: Path, final: Path, progress: Progress, started: float) -> None:
+        """Hash what this rank wrote; rank 0 adds the side files and the manifest, then renames."""
+        digests = {p.name: layout.sha256_of(p) for p in aside.glob(f"__{self.rank}_*.distcp")}
+        everyone: list[Any] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(everyone, digests)
+        if self.rank == 0:
+            self._publish(aside, final, progress, {k: v for d in everyone for k, v in d.items()}, started)
+        torch.distributed.barrier()
+
+    def _publish(self, aside: Path, final: Path, progress: Progress, digests: dict[str, str], started: float) -> None:
+        shutil.copytree(self.hf_source, aside / "hf", dirs_exist_ok=True)
+        extra = {"consumed_items": progress.consumed_items, "data_fingerprint": progress.data_fingerprint}
+        layout.write_info(aside, layout.CheckpointInfo("training", progress.step, self.dtype, str(self.hf_source), **extra))
+        layout.write_manifest(aside, digests)
+        shutil.rmtree(final, ignore_errors=True)
+        os.rename(aside, final)
+        layout.fsync_path(self.directory)
+        self._prune()
+        size = sum(p.stat().st_size for p in final.rglob("*") if p.is_file())
+        self.on_saved(SaveReport(final, progress.step, size, time.monotonic() - started))
+
+    def _prune(self) -> None:
+        """Delete what is older than the last K and no milestone."""
+        for path in list_checkpoints(self.directory)[: -self.keep_last]:
+            step = int(path.name.removeprefix("step_"))
+            if not (self.milestone_steps and step % self.milestone_steps == 0):
+                shutil.rmtree(path)
+
+    def poll(self) -> None:
+        """Finish a background save if it is done. All ranks call it at the same step."""
+        if self.queue is not None:
+            self.queue.maybe_finalize_async_calls(blocking=False)
+
+    def wait(self) -> None:
+        """Finish a background save."""
+        if self.queue is not None:
+            self.queue.maybe_finalize_async_calls(blocking=True)
+
+    def newest_sound(self, warn: Callable[[str], None]) -> Path | None:
+        """The newest checkpoint whose files match its manifest; every rank checks a share of each.
+
+        Raises UserError if there are checkpoints and none is sound: starting over would hide the loss.
+        """
+        found = list_checkpoints(self.directory)
+        for path in reversed(found):
+            problem = self._problem(path)
+            if problem is None:
+                return path
+            warn(f"{problem}; going back to the checkpoint before it")
+        if found:
+            raise UserError(f"none of the {len(found)} checkpoints in {self.directory} is sound; move them away to start anew")
+        return None
+
+    def _problem(self, path: Path) -> str | None:
+        try:
+            layout.check_manifest(path, full=True, share=(self.rank, torch.distributed.get_world_size()))
+            mine = None
+        except UserError as e:
+            mine = str(e)
+        everyone: list[Any] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(everyone, mine)
+        return next((p for p in everyone if p), None)
+
+    def restore(self, trainee: Trainee, path: Path) -> Progress:
+        """Weights and optimizer of `path`, from whatever layout, into this one."""
+        state = model_state(trainee.models())
+        optimizer = trainee.optimizer.sharded_state_dict(state, is_loading=True, metadata=SHARDING)
+        loaded = _load({**without_extra_state(state), "optimizer": optimizer}, path)
+        for i, model in enumerate(trainee.models()):
+            _load_strictly(model, loaded[f"model{i}"])
+        trainee.optimizer.load_state_dict(loaded["optimizer"])
+        unshare_adam_steps(trainee.optimizer)
+        info = layout.read_info(path)
+        return Progress(info.step, info.consumed_items, info.data_fingerprint)
+
+
+def inner_optimizers(optimizer: Any) -> list[Any]:
+    """The torch optimizers inside megatron-core's wrappers."""
+    chained = getattr(optimizer, "chained_optimizers", [optimizer])
+    return [o.optimizer for o in chained if getattr(o, "optimizer", None) is not None]
+
+
+def unshare_adam_steps(optimizer: Any) -> None:
+    """Give every parameter a step counter of its own.
+
+    After a load, megatron-core's distributed optimizer leaves one tensor as the `step` of all parameters; torch's AdamW
+    then advances it once a parameter and the bias correction goes wrong, silently.
+    """
+    for inner in inner_optimizers(optimizer):
+        for state in inner.state.values():
+            if isinstance(state.get("step"), torch.Tensor):
+                state["step"] = state["step"].clone()

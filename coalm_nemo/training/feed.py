@@ -1,0 +1,106 @@
+"""The step's place in the data: which rows, cut how, on this rank."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from coalm_nemo.config import RunConfig
+from coalm_nemo.data.batch import MicroBatch, Shape, build_micro_batch
+from coalm_nemo.data.packing import pack_rows
+from coalm_nemo.data.sampler import NO_ITEM, items_at, rank_items
+from coalm_nemo.data.tokens import TokenRows
+
+
+@dataclass(frozen=True)
+class GlobalBatch:
+    """What all ranks together train on in one step."""
+
+    items: np.ndarray
+    """int64 [global batch]: items, NO_ITEM where the run's last batch is not full"""
+    length: int
+    """Sequence length before context parallelism cuts it."""
+    tokens: int
+    supervised_tokens: int
+    row_ids: list[str]
+
+
+class Feed:
+    """Rows of one set in training order; every rank computes the same order."""
+
+    def __init__(self, rows: TokenRows, run: RunConfig, shape: Shape, *, shuffle: bool, data_rank: int, data_size: int) -> None:
+        self.rows = rows
+        self.run = run
+        self.shape = shape
+        self.shuffle = shuffle
+        self.data_rank = data_rank
+        self.data_size = data_size
+        self.positions = rows.positions()
+        self.items = self._items()
+        self.supervised = supervised_by_row(rows)
+
+    def _items(self) -> list[list[int]]:
+        """Each item's rows: a pack, or a single row."""
+        if self.run.data.packing:
+            return pack_rows(self.positions, self.run.train.seq_len_tokens, self.shape.row_multiple)
+        return [[i] for i in range(len(self.rows))]
+
+    def fill(self) -> float:
+        """Real tokens a position, over packs; 1.0 without packing (padding depends on the batch)."""
+        if not self.run.data.packing:
+            return 1.0
+        return float(self.positions.sum() / (len(self.items) * self.run.train.seq_len_tokens))
+
+    def global_batch(self, consumed_items: int, end: int | None) -> GlobalBatch:
+        """The batch that starts at position `consumed_items`; nothing from position `end` on."""
+        items = items_at(
+            consumed_items,
+            self.run.batch.global_size,
+            size=len(self.items),
+            seed=self.run.run.seed,
+            shuffle=self.shuffle,
+            end=end,
+        )
+        rows = [r for item in items if item != NO_ITEM for r in self.items[item]]
+        longest = int(self.positions[rows].max()) if rows else 0
+        return GlobalBatch(
+            items,
+            self.shape.batch_length(longest),
+            int(self.positions[rows].sum()),
+            int(self.supervised[rows].sum()),
+            [self.rows.row_ids[r] for r in rows],
+        )
+
+    def micro_batches(self, batch: GlobalBatch, device: torch.device) -> list[MicroBatch]:
+        """This rank's micro-batches of a global batch."""
+        mine = rank_items(
+            batch.items, micro_size=self.run.batch.micro_size, data_rank=self.data_rank, data_size=self.data_size
+        )
+        return [
+            build_micro_batch(
+                self.rows,
+                [self.items[i] if i != NO_ITEM else [] for i in micro.tolist()],
+                batch.length,
+                self.shape,
+                device,
+            )
+            for micro in mine
+        ]
+
+
+def supervised_by_row(rows: TokenRows) -> np.ndarray:
+    """Supervised predictions of each row (a row's first token is never predicted), int64 [N]."""
+    sums = np.concatenate([[0], np.cumsum(rows.loss_mask, dtype=np.int64)])
+    per_row = sums[rows.offsets[1:]] - sums[rows.offsets[:-1]]
+    return per_row - rows.loss_mask[rows.offsets[:-1]]
+
+
+def total_steps(run: RunConfig, items: int) -> tuple[int, int | None]:
+    """(steps of the run, position at which the data ends or None): from `train.steps`, else from `train.epochs`."""
+    if run.train.steps:
+        return run.train.steps, None
+    end = round(run.train.epochs * items)
+    return max(1, math.ceil(end / run.batch.global_size)), max(1, end)

@@ -1,0 +1,128 @@
+"""The training loop: batch, step, report, validate, save; until the last step or a signal."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from coalm_nemo.config import RunConfig
+from coalm_nemo.training.callbacks.base import Callback, EvalReport, RunEnd, StepReport
+from coalm_nemo.training.checkpointing import Checkpointer, Progress
+from coalm_nemo.training.feed import Feed, GlobalBatch
+from coalm_nemo.training.setup import Trainee, seed_everything
+from coalm_nemo.training.step import NonFiniteError, StepResult, evaluate, train_step
+from coalm_nemo.training.stop import StopFlag
+
+
+class Loop:
+    """One run on one rank. `callbacks` is empty except on rank 0."""
+
+    def __init__(
+        self,
+        run: RunConfig,
+        trainee: Trainee,
+        feed: Feed,
+        validation: Feed | None,
+        checkpointer: Checkpointer,
+        callbacks: Sequence[Callback],
+        device: torch.device,
+        total_steps: int,
+        end_position: int | None,
+    ) -> None:
+        self.run_config = run
+        self.trainee = trainee
+        self.feed = feed
+        self.validation = validation
+        self.checkpointer = checkpointer
+        self.callbacks = callbacks
+        self.device = device
+        self.total_steps = total_steps
+        self.end_position = end_position
+
+    def run(self, progress: Progress) -> RunEnd:
+        """Train from `progress` on. The status says why it ended; "non-finite" has saved the batch's row ids."""
+        started = time.monotonic()
+        status, step = "finished", progress.step
+        saved = progress.step
+        with StopFlag() as stop:
+            while step < self.total_steps:
+                batch = self.feed.global_batch(progress.consumed_items, self.end_position)
+                try:
+                    result = self._step(step, batch, stop.asked)
+                except NonFiniteError as e:
+                    self._save_row_ids(step + 1, batch, str(e))
+                    status = "non-finite"
+                    break
+                step += 1
+                progress = Progress(step, progress.consumed_items + len(batch.items), progress.data_fingerprint)
+                self.checkpointer.poll()
+                self._maybe_evaluate(step)
+                if self._save_due(step) or result.stop_asked:
+                    self.checkpointer.save(self.trainee, progress)
+                    saved = step
+                if result.stop_asked and step < self.total_steps:
+                    status = "stopped"
+                    break
+            if status == "finished" and self.run_config.checkpoint.save_final and saved != step:
+                self.checkpointer.save(self.trainee, progress)
+            self.checkpointer.wait()
+        return RunEnd(status, step, time.monotonic() - started)
+
+    def _step(self, step: int, batch: GlobalBatch, stop: bool) -> StepResult:
+        started = time.monotonic()
+        seed_everything(self.run_config.run.seed, step)
+        micro_batches = self.feed.micro_batches(batch, self.device)
+        result = train_step(self.trainee, micro_batches, batch.length, self.device, stop)
+        self._report(step + 1, batch, result, time.monotonic() - started)
+        return result
+
+    def _report(self, step: int, batch: GlobalBatch, result: StepResult, seconds: float) -> None:
+        if not self.callbacks:
+            return
+        report = StepReport(
+            step=step,
+            lm_loss=result.loss,
+            grad_norm=result.grad_norm,
+            learning_rate=result.learning_rate,
+            tokens=batch.tokens,
+            supervised_tokens=result.supervised_tokens,
+            tokens_per_s=batch.tokens / seconds,
+            supervised_tokens_per_s=result.supervised_tokens / seconds,
+            step_time_s=seconds,
+            epoch=step * self.run_config.batch.global_size / len(self.feed.items),
+        )
+        for callback in self.callbacks:
+            callback.on_step(report)
+
+    def _save_due(self, step: int) -> bool:
+        interval = self.run_config.checkpoint.save_interval_steps
+        return bool(interval) and step % interval == 0
+
+    def _maybe_evaluate(self, step: int) -> None:
+        interval = self.run_config.train.eval_interval_steps
+        if self.validation is None or not (step == self.total_steps or (interval and step % interval == 0)):
+            return
+        loss, tokens = self.validation_loss(self.validation)
+        for callback in self.callbacks:
+            callback.on_eval(EvalReport(step, loss, tokens))
+
+    def validation_loss(self, feed: Feed) -> tuple[float, int]:
+        """Mean loss over the supervised tokens of a whole set, each row once."""
+        total, tokens = 0.0, 0
+        for start in range(0, len(feed.items), self.run_config.batch.global_size):
+            batch = feed.global_batch(start, end=len(feed.items))
+            loss, count = evaluate(self.trainee, feed.micro_batches(batch, self.device), batch.length, self.device)
+            total, tokens = total + loss, tokens + count
+        return total / max(tokens, 1), tokens
+
+    def _save_row_ids(self, step: int, batch: GlobalBatch, reason: str) -> None:
+        if torch.distributed.get_rank() != 0:
+            return
+        path = Path(self.run_config.run.dir) / f"non_finite_step_{step:08d}.json"
+        path.write_text(json.dumps({"step": step, "reason": reason, "row_ids": batch.row_ids}, indent=1) + "\n")
+        for callback in self.callbacks:
+            callback.on_warning(f"{reason} at step {step}; the batch's row ids are in {path}")

@@ -1,0 +1,159 @@
+"""What rank 0 does before there is a process group: tokenise the rows and import the base, once, kept on disk.
+
+The results live in the run directory under names made of what they were made from, so a second start finds them, and
+a changed input is never mistaken for the old one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from coalm_nemo.config import RunConfig
+from coalm_nemo.data.rows import Row, read_rows, split_validation
+from coalm_nemo.data.tokens import TokenRows, tokenize_rows
+from coalm_nemo.errors import UserError
+from coalm_nemo.models.llama import LlamaConfig, load_llama_config
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Paths that every rank opens."""
+
+    base: Path
+    """Megatron checkpoint to start from."""
+    hf_source: Path
+    """Directory with config.json and the tokenizer, copied into every checkpoint."""
+    train: Path
+    validation: Path | None
+
+    def to_json(self) -> str:
+        return json.dumps({k: str(v) if v else None for k, v in vars(self).items()})
+
+    @staticmethod
+    def from_json(text: str) -> Prepared:
+        raw = {k: Path(v) if v else None for k, v in json.loads(text).items()}
+        return Prepared(**raw)
+
+
+def hf_source(run: RunConfig) -> Path:
+    """Where config.json and the tokenizer are: `model.hf_path`, or the side files of `model.checkpoint`."""
+    if run.model.hf_path:
+        return Path(run.model.hf_path)
+    if not run.model.checkpoint:
+        raise UserError("give model.hf_path=HF_DIR (a Hugging Face Llama directory) or model.checkpoint=CKPT")
+    path = Path(run.model.checkpoint) / "hf"
+    if not path.is_dir():
+        raise UserError(f"{path} is missing: {run.model.checkpoint} is not a checkpoint of `coalm convert import`")
+    return path
+
+
+def read_llama(run: RunConfig) -> LlamaConfig:
+    """The model's shape. Raises UserError for whatever is wrong with its config.json."""
+    return load_llama_config(hf_source(run))
+
+
+def prepare(run: RunConfig, llama: LlamaConfig) -> Prepared:
+    """Everything slow that one process can do for all. Raises UserError for bad rows or a bad model directory."""
+    source = hf_source(run)
+    train, validation = _prepare_data(run, llama, source)
+    base = _prepare_base(run, source)
+    side = _keep_side_files(run, source)
+    return Prepared(base, side, train, validation)
+
+
+def _prepare_data(run: RunConfig, llama: LlamaConfig, source: Path) -> tuple[Path, Path | None]:
+    if not run.data.train:
+        raise UserError("give data.train=ROWS.jsonl")
+    key = _digest(_file_key(run.data.train), _file_key(run.data.validation), _tokenizer_key(source), _data_options(run))
+    train, validation = Path(run.run.dir) / "data" / f"train-{key}", Path(run.run.dir) / "data" / f"validation-{key}"
+    if not train.is_dir():
+        rows, held_out = _read_split(run)
+        if held_out:
+            _tokenize(run, llama, source, held_out).save(validation)
+        _tokenize(run, llama, source, rows).save(train)  # last: its presence says that all is there
+    return train, validation if validation.is_dir() else None
+
+
+def _read_split(run: RunConfig) -> tuple[list[Row], list[Row]]:
+    rows = read_rows(Path(run.data.train))
+    if run.data.validation:
+        return rows, read_rows(Path(run.data.validation))
+    train, held_out = split_validation(rows, run.data.validation_fraction)
+    if not train:
+        raise UserError(f"data.validation_fraction={run.data.validation_fraction} leaves no row to train on")
+    return train, held_out
+
+
+def _tokenize(run: RunConfig, llama: LlamaConfig, source: Path, rows: list[Row]) -> TokenRows:
+    from coalm_nemo.data.chat import ChatEncoder, load_tokenizer
+
+    tokens = tokenize_rows(
+        rows,
+        ChatEncoder(load_tokenizer(source)),
+        max_positions=run.train.seq_len_tokens,
+        overlong=run.data.overlong,
+        empty=run.train.empty_rows,
+    )
+    if (largest := int(tokens.tokens.max())) >= llama.vocab_size:
+        raise UserError(f"{source}: the tokenizer makes token {largest}, but the model's vocab_size is {llama.vocab_size}")
+    return tokens
+
+
+def _prepare_base(run: RunConfig, source: Path) -> Path:
+    from coalm_nemo.checkpoint import layout
+    from coalm_nemo.checkpoint.convert import import_checkpoint
+
+    if run.model.checkpoint:
+        layout.check_manifest(Path(run.model.checkpoint), full=False)
+        return Path(run.model.checkpoint)
+    if run.model.init == "random":
+        from coalm_nemo.models.random_init import write_random_weights
+
+        key = _digest(_file_key(str(source / "config.json")), str(run.run.seed))
+        base = Path(run.run.dir) / f"base-random-{key}"
+        if not base.is_dir():
+            weights = write_random_weights(source, Path(run.run.dir) / f".random-{key}", run.run.seed)
+            import_checkpoint(weights, base)
+        return base
+    base = Path(run.run.dir) / f"base-{_digest(*(_file_key(str(p)) for p in sorted(source.iterdir()) if p.is_file()))}"
+    if not base.is_dir():
+        import_checkpoint(source, base)
+    return base
+
+
+def _keep_side_files(run: RunConfig, source: Path) -> Path:
+    """The base's config and tokenizer, copied beside the run so that checkpoints do not depend on `source`."""
+    import shutil
+
+    from coalm_nemo.checkpoint.hf_files import copy_side_files
+
+    side = Path(run.run.dir) / "hf"
+    shutil.rmtree(side, ignore_errors=True)
+    side.mkdir(parents=True)
+    copy_side_files(source, side)
+    return side
+
+
+def _file_key(path: str) -> str:
+    """Identity of an input file: where, how long, when changed (hashing 800 GB of weights at each start would not do)."""
+    if not path:
+        return ""
+    if not Path(path).is_file():
+        raise UserError(f"{path} does not exist")
+    stat = Path(path).stat()
+    return f"{Path(path).resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
+
+
+def _tokenizer_key(source: Path) -> str:
+    return "|".join(_file_key(str(p)) for p in sorted(source.glob("*token*")) + sorted(source.glob("chat_template*")))
+
+
+def _data_options(run: RunConfig) -> str:
+    return f"{run.train.seq_len_tokens}:{run.data.overlong}:{run.train.empty_rows}:{run.data.validation_fraction}"
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]

@@ -1,0 +1,159 @@
+"""One rank of `coalm train`, from its environment variables to its exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+
+from coalm_nemo.config import RunConfig, to_yaml
+from coalm_nemo.data.batch import Shape
+from coalm_nemo.data.tokens import TokenRows
+from coalm_nemo.errors import EXIT_NON_FINITE, EXIT_STOPPED, EXIT_USER_ERROR, UserError
+from coalm_nemo.models.llama import LlamaConfig
+from coalm_nemo.platform import Platform, choose_platform
+from coalm_nemo.training import feed as feeding
+from coalm_nemo.training.callbacks.base import Callback, RunStart, SaveNote
+from coalm_nemo.training.prepare import Prepared, prepare, read_llama
+from coalm_nemo.training.ranks import Ranks, first_rank_does, meet, ranks_from_environment
+from coalm_nemo.validate import Layout, check_run
+
+EXIT_CODES = {"finished": 0, "stopped": EXIT_STOPPED, "non-finite": EXIT_NON_FINITE}
+
+
+def run_worker(run: RunConfig) -> int:
+    """Train on this rank; returns the exit code. A UserError is printed once, by rank 0."""
+    ranks = ranks_from_environment()
+    quiet_libraries()
+    one_thread_a_rank()
+    try:
+        return train(run, ranks)
+    except UserError as e:
+        if ranks.first:
+            print(f"coalm train: {e}", file=sys.stderr)
+        return EXIT_USER_ERROR
+
+
+def train(run: RunConfig, ranks: Ranks) -> int:
+    """Check, prepare, build, resume, loop."""
+    llama = read_llama(run)
+    layout = check_run(run, llama, ranks.world_size)
+    platform = choose_platform(run.run.platform)
+    store = meet(ranks, run.data.prepare_timeout_s)
+    prepared = Prepared.from_json(first_rank_does(store, ranks, "prepare", lambda: prepare(run, llama).to_json()))
+
+    from coalm_nemo.training.setup import start_process_groups, stop_process_groups
+
+    start_process_groups(run, platform, ranks, store)
+    try:
+        return _train(run, ranks, llama, layout, platform, prepared)
+    finally:
+        stop_process_groups()
+
+
+def _train(
+    run: RunConfig, ranks: Ranks, llama: LlamaConfig, layout: Layout, platform: Platform, prepared: Prepared
+) -> int:
+    from coalm_nemo.training.checkpointing import Checkpointer, Progress, load_model_state
+    from coalm_nemo.training.loop import Loop
+    from coalm_nemo.training.setup import build_trainee, warmup_steps
+
+    device = platform.device(ranks.local_rank)
+    feed = _feed(run, layout, prepared.train, shuffle=run.data.shuffle)
+    validation = _feed(run, layout, prepared.validation, shuffle=False) if prepared.validation else None
+    steps, end = feeding.total_steps(run, len(feed.items))
+    callbacks = make_callbacks(run) if ranks.first else []
+    checkpointer = Checkpointer(
+        Path(run.run.dir) / "checkpoints",
+        prepared.hf_source,
+        dtype={"fp32": "float32", "bf16": "bfloat16"}[run.precision.dtype],
+        keep_last=run.checkpoint.keep_last,
+        milestone_steps=run.checkpoint.milestone_interval_steps,
+        asynchronous=run.checkpoint.async_save,
+        on_saved=lambda s: _tell_saved(callbacks, SaveNote(s.step, str(s.path), s.size_bytes, s.seconds)),
+    )
+    newest = checkpointer.newest_sound(lambda s: _warn(callbacks, s)) if run.checkpoint.resume else None
+    trainee = build_trainee(llama, run, platform, steps, lambda m: None if newest else load_model_state(m, prepared.base))
+    progress = Progress(0, 0, feed.rows.fingerprint)
+    if newest:
+        progress = checkpointer.restore(trainee, newest)
+        _check_same_data(progress, feed.rows, newest)
+    trainee.scheduler.step(increment=progress.step)
+    start = RunStart(
+        run, layout, len(feed.rows), len(feed.items), feed.fill(), progress.step, steps, warmup_steps(run, steps)
+    )
+    if ranks.first:
+        (Path(run.run.dir) / "run.yaml").write_text(to_yaml(run))
+    for callback in callbacks:
+        callback.on_start(start)
+    ended = Loop(run, trainee, feed, validation, checkpointer, callbacks, device, steps, end).run(progress)
+    for callback in callbacks:
+        callback.on_end(ended)
+    return EXIT_CODES[ended.status]
+
+
+def _feed(run: RunConfig, layout: Layout, path: Path, *, shuffle: bool) -> feeding.Feed:
+    from megatron.core import parallel_state
+
+    shape = Shape(
+        run.train.seq_len_tokens,
+        run.data.packing,
+        run.parallel.context,
+        parallel_state.get_context_parallel_rank(),
+        layout.sequence_multiple,
+    )
+    return feeding.Feed(
+        TokenRows.load(path),
+        run,
+        shape,
+        shuffle=shuffle,
+        data_rank=parallel_state.get_data_parallel_rank(),
+        data_size=layout.data_parallel,
+    )
+
+
+def make_callbacks(run: RunConfig) -> list[Callback]:
+    """Those who watch this run."""
+    from coalm_nemo.training.callbacks.console import Console
+    from coalm_nemo.training.callbacks.metrics_file import MetricsFile
+    from coalm_nemo.training.callbacks.weights_and_biases import WeightsAndBiases
+
+    run_dir = Path(run.run.dir)
+    callbacks: list[Callback] = [Console(run.logging.console_interval_steps), MetricsFile(run_dir / "metrics.jsonl")]
+    if run.logging.wandb != "disabled":
+        callbacks.append(WeightsAndBiases(run_dir))
+    return callbacks
+
+
+def _tell_saved(callbacks: list[Callback], note: SaveNote) -> None:
+    for callback in callbacks:
+        callback.on_save(note)
+
+
+def _warn(callbacks: list[Callback], sentence: str) -> None:
+    for callback in callbacks:
+        callback.on_warning(sentence)
+
+
+def _check_same_data(progress: object, rows: TokenRows, checkpoint: Path) -> None:
+    saved = getattr(progress, "data_fingerprint", "")
+    if saved and saved != rows.fingerprint:
+        raise UserError(
+            f"{checkpoint} was trained on other rows (or another tokenizer) than data.train holds now; "
+            "use another run.dir, or start from it with model.checkpoint"
+        )
+
+
+def quiet_libraries() -> None:
+    """megatron-core and torch warn about each missing accelerator and each deprecation, once a rank."""
+    for module in ("megatron", "torch", "transformer_engine"):
+        warnings.filterwarnings("ignore", module=module)
+
+
+def one_thread_a_rank() -> None:
+    """Where several ranks share a CPU, unless the user said otherwise."""
+    if "OMP_NUM_THREADS" not in os.environ and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
+        torch.set_num_threads(1)

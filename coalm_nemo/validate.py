@@ -1,0 +1,204 @@
+"""The one place that checks a whole run before anything starts, and says what was derived and why."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from coalm_nemo.config import RunConfig
+from coalm_nemo.errors import UserError
+from coalm_nemo.models.llama import LlamaConfig
+
+CHOICES = {
+    "run.platform": ("auto", "cpu", "cuda"),
+    "model.init": ("pretrained", "random"),
+    "precision.dtype": ("fp32", "bf16"),
+    "train.recompute": ("none", "selective", "full"),
+    "train.empty_rows": ("error", "drop"),
+    "data.overlong": ("error", "drop"),
+    "schedule.name": ("constant", "linear", "cosine"),
+    "logging.wandb": ("disabled", "offline", "online"),
+}
+AT_LEAST_ONE = (
+    "parallel.tensor", "parallel.pipeline", "parallel.virtual_pipeline", "parallel.context",
+    "batch.global_size", "batch.micro_size", "train.seq_len_tokens", "checkpoint.keep_last",
+    "logging.console_interval_steps",
+)  # fmt: skip
+NOT_NEGATIVE = (
+    "train.steps", "train.epochs", "train.eval_interval_steps", "optimizer.lr", "optimizer.min_lr",
+    "optimizer.weight_decay", "optimizer.clip_grad", "schedule.warmup_ratio", "checkpoint.save_interval_steps",
+    "checkpoint.milestone_interval_steps", "data.validation_fraction", "run.seed",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Derived:
+    """A value that nobody set, with its reason."""
+
+    name: str
+    value: object
+    why: str
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What follows from the configuration and the number of ranks."""
+
+    world_size: int
+    data_parallel: int
+    micro_batches: int
+    sequence_parallel: bool
+    sequence_multiple: int
+    """Every sequence length is a multiple of this."""
+    derived: tuple[Derived, ...]
+
+
+def check_run(run: RunConfig, llama: LlamaConfig, world_size: int) -> Layout:
+    """Check everything that the configuration, the model and the number of ranks decide together.
+
+    Raises UserError with one sentence that says what to change.
+    """
+    _check_values(run)
+    _check_model(run, llama)
+    _check_pipeline(run, llama)
+    data_parallel = _data_parallel(run, world_size)
+    micro_batches = _micro_batches(run, data_parallel)
+    sequence_parallel = run.parallel.sequence and run.parallel.tensor > 1
+    multiple = _sequence_multiple(run, sequence_parallel)
+    derived = _explain(run, llama, world_size, data_parallel, micro_batches, sequence_parallel, multiple)
+    return Layout(world_size, data_parallel, micro_batches, sequence_parallel, multiple, tuple(derived))
+
+
+def _value(run: RunConfig, key: str) -> object:
+    section, name = key.split(".")
+    return getattr(getattr(run, section), name)
+
+
+def _check_values(run: RunConfig) -> None:
+    if run.precision.dtype.startswith("fp8"):
+        raise UserError(
+            f"precision.dtype={run.precision.dtype} needs Transformer Engine's FP8, which this version does not wire yet; "
+            "use bf16 or fp32"
+        )
+    for key, allowed in CHOICES.items():
+        if _value(run, key) not in allowed:
+            raise UserError(f"{key} is '{_value(run, key)}'; use one of {', '.join(allowed)}")
+    for key in AT_LEAST_ONE:
+        if not _number(run, key) >= 1:
+            raise UserError(f"{key} is {_value(run, key)}; it must be at least 1")
+    for key in NOT_NEGATIVE:
+        if not (_number(run, key) >= 0 and math.isfinite(_number(run, key))):
+            raise UserError(f"{key} is {_value(run, key)}; it must not be negative")
+    for key in ("optimizer.beta1", "optimizer.beta2", "data.validation_fraction", "schedule.warmup_ratio"):
+        if not 0 <= _number(run, key) < 1:
+            raise UserError(f"{key} is {_value(run, key)}; it must be at least 0 and below 1")
+    if run.optimizer.min_lr > run.optimizer.lr:
+        raise UserError(f"optimizer.min_lr ({run.optimizer.min_lr}) is above optimizer.lr ({run.optimizer.lr})")
+    if not run.train.steps and not run.train.epochs:
+        raise UserError("both train.steps and train.epochs are 0; set one of them")
+    if run.train.steps and run.schedule.warmup_steps > run.train.steps:
+        raise UserError(f"schedule.warmup_steps ({run.schedule.warmup_steps}) is above train.steps ({run.train.steps})")
+    if run.data.packing and run.batch.micro_size != 1:
+        raise UserError("data.packing=true wants batch.micro_size=1: raise train.seq_len_tokens for more rows a pass")
+    if run.parallel.overlap_param_gather and not run.parallel.distributed_optimizer:
+        raise UserError("parallel.overlap_param_gather needs parallel.distributed_optimizer=true")
+    if run.parallel.overlap_param_gather and not run.parallel.overlap_grad_reduce:
+        raise UserError("parallel.overlap_param_gather needs parallel.overlap_grad_reduce=true")
+
+
+def _number(run: RunConfig, key: str) -> float:
+    return float(_value(run, key))  # type: ignore[arg-type]
+
+
+def _check_model(run: RunConfig, llama: LlamaConfig) -> None:
+    tensor = run.parallel.tensor
+    for name, count in (("attention heads", llama.num_heads), ("key/value groups", llama.num_kv_heads)):
+        if count % tensor:
+            raise UserError(f"the model's {count} {name} do not divide by parallel.tensor={tensor}; use a divisor of {count}")
+    if llama.ffn_size % tensor:
+        raise UserError(f"the model's intermediate_size {llama.ffn_size} does not divide by parallel.tensor={tensor}")
+    if run.train.seq_len_tokens > llama.max_positions:
+        raise UserError(
+            f"train.seq_len_tokens={run.train.seq_len_tokens} is above the model's {llama.max_positions} positions"
+        )
+    if llama.dtype == "float16":
+        return  # stored in fp16, trained in fp32 or bf16
+
+
+def _check_pipeline(run: RunConfig, llama: LlamaConfig) -> None:
+    parallel = run.parallel
+    chunks = parallel.pipeline * parallel.virtual_pipeline
+    if parallel.virtual_pipeline > 1 and parallel.pipeline == 1:
+        raise UserError("parallel.virtual_pipeline above 1 needs parallel.pipeline above 1")
+    extra = 2 if parallel.count_embedding_and_loss else 0
+    if (llama.num_layers + extra) % chunks:
+        counted = " (plus the embedding and the loss, counted as a layer each)" if extra else ""
+        raise UserError(
+            f"the model's {llama.num_layers} layers{counted} do not divide by parallel.pipeline x "
+            f"parallel.virtual_pipeline = {chunks}; change them, or switch parallel.count_embedding_and_loss"
+        )
+
+
+def _data_parallel(run: RunConfig, world_size: int) -> int:
+    parallel = run.parallel
+    model_ranks = parallel.tensor * parallel.pipeline * parallel.context
+    if world_size % model_ranks:
+        raise UserError(
+            f"{world_size} ranks do not divide by parallel.tensor x pipeline x context = {parallel.tensor} x "
+            f"{parallel.pipeline} x {parallel.context} = {model_ranks}; start a multiple of {model_ranks} ranks"
+        )
+    return world_size // model_ranks
+
+
+def _micro_batches(run: RunConfig, data_parallel: int) -> int:
+    batch, parallel = run.batch, run.parallel
+    a_pass = batch.micro_size * data_parallel
+    if batch.global_size % a_pass:
+        raise UserError(
+            f"batch.global_size={batch.global_size} does not divide by batch.micro_size x data-parallel ranks = "
+            f"{batch.micro_size} x {data_parallel} = {a_pass}"
+        )
+    micro_batches = batch.global_size // a_pass
+    if parallel.virtual_pipeline > 1 and micro_batches % parallel.pipeline:
+        raise UserError(
+            f"{micro_batches} micro-batches a step do not divide by parallel.pipeline={parallel.pipeline}, which the "
+            f"interleaved schedule needs; make batch.global_size a multiple of {a_pass * parallel.pipeline}"
+        )
+    return micro_batches
+
+
+def _sequence_multiple(run: RunConfig, sequence_parallel: bool) -> int:
+    parallel = run.parallel
+    multiple = (2 * parallel.context if parallel.context > 1 else 1) * (parallel.tensor if sequence_parallel else 1)
+    if run.train.seq_len_tokens % multiple:
+        raise UserError(
+            f"train.seq_len_tokens={run.train.seq_len_tokens} does not divide by {multiple}, into which context and "
+            "sequence parallelism cut it"
+        )
+    return multiple
+
+
+def _explain(
+    run: RunConfig, llama: LlamaConfig, world: int, data: int, micro: int, sequence: bool, multiple: int
+) -> list[Derived]:
+    parallel = run.parallel
+    notes = [
+        Derived("data-parallel ranks", data, f"{world} ranks / (TP {parallel.tensor} x PP {parallel.pipeline} x CP {parallel.context})"),
+        Derived("micro-batches a step", micro, f"global batch {run.batch.global_size} / (micro-batch {run.batch.micro_size} x DP {data})"),
+        Derived("parameters", f"{llama.num_parameters():,}", "from config.json"),
+        Derived("bubble", f"{_bubble(run, micro):.1%}", "(PP-1) / (VP x micro-batches + PP-1)"),
+    ]  # fmt: skip
+    if run.parallel.sequence != sequence:
+        notes.append(Derived("sequence parallelism", "off", "it splits what tensor parallelism leaves whole, and TP is 1"))
+    if multiple > 1:
+        notes.append(Derived("sequence lengths", f"multiples of {multiple}", "context and sequence parallelism cut them"))
+    padded = llama.padded_vocab_size(parallel.tensor)
+    if padded != llama.vocab_size:
+        notes.append(Derived("padded vocabulary", padded, f"{llama.vocab_size} rounded up to a multiple of TP {parallel.tensor}"))
+    return notes
+
+
+def _bubble(run: RunConfig, micro_batches: int) -> float:
+    """Idle part of a step under 1F1B, interleaved or not (Narayanan et al. 2021, section 2.2)."""
+    waiting = run.parallel.pipeline - 1
+    return waiting / (run.parallel.virtual_pipeline * micro_batches + waiting)

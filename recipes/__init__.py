@@ -1,0 +1,24 @@
+"""Recipes by name: each is a short function in a file of this folder that returns a RunConfig."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+
+from coalm_nemo.config import RunConfig
+from coalm_nemo.errors import UserError
+
+RECIPES = {"coalm_tiny": "coalm_tiny", "nano_base": "nano_base"}
+"""Recipe -> the module of this folder that defines a function of that name."""
+
+
+def load_recipe(name: str) -> RunConfig:
+    """The recipe's configuration. Raises UserError for an unknown name."""
+    if name not in RECIPES:
+        near = difflib.get_close_matches(name, RECIPES, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(RECIPES)}"
+        raise UserError(f"no recipe is called '{name}'; {hint}")
+    module = importlib.import_module(f"recipes.{RECIPES[name]}")
+    config = getattr(module, name)()
+    assert isinstance(config, RunConfig)
+    return config
