@@ -8,7 +8,9 @@ megatron-core names CUDA literally in a few dozen places. What a CPU process mus
 4. `Tensor.type()` compared with `torch.cuda.*Tensor` (distributed optimizer) -> the names it looks for
 5. `torch.cuda.synchronize()` (pipeline p2p) -> nothing
 6. `Tensor.cuda()` (context parallelism) -> the tensor itself
-7. the process that collects a save's results, spawned because CUDA does not survive a fork -> forked, in a moment
+7. the process that collects a save's results, spawned because CUDA does not survive a fork (seconds a rank, and it
+   outlives a killed rank) -> a temporary file
+8. the distributed optimizer's load, which expects the state of a fused Adam -> torch AdamW's, which has a `step` too
 
 The factories are wrapped rather than intercepted by a `TorchFunctionMode`, which would cost every operation.
 """
@@ -16,6 +18,10 @@ The factories are wrapped rather than intercepted by a `TorchFunctionMode`, whic
 from __future__ import annotations
 
 import functools
+import os
+import pickle
+import queue
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -37,6 +43,7 @@ def install() -> None:
     _patch_torch()
     _patch_rng_tracker()
     _patch_checkpoint_writer()
+    _patch_distributed_optimizer()
     _installed = True
 
 
@@ -91,12 +98,41 @@ def _patch_rng_tracker() -> None:
 
 
 def _patch_checkpoint_writer() -> None:
-    import multiprocessing
-
     from megatron.core.dist_checkpointing.strategies import filesystem_async
 
-    @functools.cache
-    def results_queue() -> Any:
-        return multiprocessing.get_context("fork").Manager().Queue()
+    filesystem_async._get_write_results_queue = functools.cache(FileQueue)
 
-    filesystem_async._get_write_results_queue = results_queue
+
+def _patch_distributed_optimizer() -> None:
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+    def set_states(self: Any, model_param: Any, tensors: dict[str, Any]) -> None:
+        group, order = self.model_param_group_index_map[model_param]
+        main_param = self.optimizer.param_groups[group]["params"][order]
+        targets = {"param": main_param, **self.optimizer.state[main_param]}
+        for name, tensor in tensors.items():
+            targets[name].detach().copy_(tensor)
+
+    DistributedOptimizer._set_main_param_and_optimizer_states = set_states
+
+
+class FileQueue:
+    """Hands pickled results of this rank's own forked writers back to it, in order, without a server process."""
+
+    def __init__(self) -> None:
+        self.file = tempfile.TemporaryFile()  # shared with forked children; gone with the last of them
+        self.read_from = 0
+
+    def put(self, item: Any) -> None:
+        self.file.seek(0, os.SEEK_END)
+        pickle.dump(item, self.file)
+        self.file.flush()
+
+    def get_nowait(self) -> Any:
+        self.file.seek(self.read_from)
+        try:
+            item = pickle.load(self.file)
+        except EOFError as e:
+            raise queue.Empty from e
+        self.read_from = self.file.tell()
+        return item

@@ -83,7 +83,7 @@ def _lay_sequence(rows: TokenRows, group: list[int], length: int, shape: Shape) 
         labels[start : start + n] = ids[1:]
         mask[start : start + n] = targets[1:]
         padded = -(-n // shape.row_multiple) * shape.row_multiple
-        positions[start : start + padded] = np.arange(padded) if shape.packed else np.arange(n)
+        positions[start : start + padded] = np.arange(padded)
         edges.append(start + padded)
     if edges[-1] < length:
         edges.append(length)

@@ -214,6 +214,7 @@ class Checkpointer:
     def restore(self, trainee: Trainee, path: Path) -> Progress:
         """Weights and optimizer of `path`, from whatever layout, into this one."""
         state = model_state(trainee.models())
+        create_adam_state(trainee.optimizer)
         optimizer = trainee.optimizer.sharded_state_dict(state, is_loading=True, metadata=SHARDING)
         loaded = _load({**without_extra_state(state), "optimizer": optimizer}, path)
         for i, model in enumerate(trainee.models()):
@@ -228,6 +229,19 @@ def inner_optimizers(optimizer: Any) -> list[Any]:
     """The torch optimizers inside megatron-core's wrappers."""
     chained = getattr(optimizer, "chained_optimizers", [optimizer])
     return [o.optimizer for o in chained if getattr(o, "optimizer", None) is not None]
+
+
+def create_adam_state(optimizer: Any) -> None:
+    """Zero moments where torch's AdamW has not stepped yet: megatron-core's load template is made from what is there."""
+    for inner in inner_optimizers(optimizer):
+        if not isinstance(inner, torch.optim.AdamW):
+            continue
+        for parameter in (p for group in inner.param_groups for p in group["params"] if not inner.state[p]):
+            inner.state[parameter] = {
+                "step": torch.tensor(0.0),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
 
 
 def unshare_adam_steps(optimizer: Any) -> None:
