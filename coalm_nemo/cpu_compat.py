@@ -11,6 +11,8 @@ megatron-core names CUDA literally in a few dozen places. What a CPU process mus
 7. the process that collects a save's results, spawned because CUDA does not survive a fork (seconds a rank, and it
    outlives a killed rank) -> a temporary file
 8. the distributed optimizer's load, which expects the state of a fused Adam -> torch AdamW's, which has a `step` too
+9. reducing gradients and gathering parameters over a single data-parallel rank, where gloo copies whole buffers onto
+   themselves -> nothing; and AdamW in one fused pass (`fuse_adam`)
 
 The factories are wrapped rather than intercepted by a `TorchFunctionMode`, which would cost every operation.
 """
@@ -22,7 +24,7 @@ import os
 import pickle
 import queue
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from coalm_nemo.errors import UserError
@@ -44,12 +46,16 @@ def install() -> None:
     _patch_rng_tracker()
     _patch_checkpoint_writer()
     _patch_distributed_optimizer()
+    _patch_lone_data_parallel_rank()
     _installed = True
 
 
 def _patch_torch() -> None:
     import torch
+    from torch.utils._device import _device_constructors
 
+    # `with torch.device(...)` knows the factories by identity: let it remember the real ones, which the wrappers call.
+    _device_constructors()
     for name in _FACTORIES:
         setattr(torch, name, _on_cpu(getattr(torch, name)))
     torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment,return-value]
@@ -114,6 +120,32 @@ def _patch_distributed_optimizer() -> None:
             targets[name].detach().copy_(tensor)
 
     DistributedOptimizer._set_main_param_and_optimizer_states = set_states
+
+
+def _patch_lone_data_parallel_rank() -> None:
+    from megatron.core.distributed.param_and_grad_buffer import _ParamAndGradBucketGroup
+
+    def unless_alone(sync: Callable[..., None], overlapped: str) -> Callable[..., None]:
+        @functools.wraps(sync)
+        def start(self: Any, *args: Any, **kwargs: Any) -> None:
+            distributed = self.ddp_config.use_distributed_optimizer
+            size = self.intra_distributed_optimizer_instance_size if distributed else self.data_parallel_group.size()
+            scaled = any(b.gradient_scaling_factor != 1.0 for b in self.buckets)
+            if size > 1 or scaled or getattr(self.ddp_config, overlapped):
+                sync(self, *args, **kwargs)
+
+        return start
+
+    group = _ParamAndGradBucketGroup
+    group.start_grad_sync = unless_alone(group.start_grad_sync, "overlap_grad_reduce")
+    group.start_param_sync = unless_alone(group.start_param_sync, "overlap_param_gather")
+
+
+def fuse_adam(optimizers: Iterable[Any]) -> None:
+    """Let torch's AdamW update each tensor in one pass; megatron-core builds it with the slow loop."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["fused"] = True
 
 
 class FileQueue:

@@ -87,7 +87,8 @@ class TorchAttention(MegatronModule):
         if self.cp_group.size() > 1:
             out = self._context_parallel(query, key, value, bounds)
         else:
-            out = torch.cat([self._attend(query[a:b], key[a:b], value[a:b], None) for a, b in bounds])
+            parts = [self._attend(query[a:b], key[a:b], value[a:b], None) for a, b in bounds]
+            out = parts[0] if len(parts) == 1 else torch.cat(parts)
         return out.flatten(1) if packed else out.flatten(2)
 
     def _context_parallel(self, query: Tensor, key: Tensor, value: Tensor, bounds: list[tuple[int, int]]) -> Tensor:

@@ -23,7 +23,7 @@ from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShard
 from coalm_nemo.checkpoint import layout
 from coalm_nemo.errors import UserError
 from coalm_nemo.models.gpt import LlamaModel
-from coalm_nemo.training.setup import Trainee
+from coalm_nemo.training.setup import Trainee, inner_optimizers
 
 SHARDING = {"distrib_optim_sharding_type": "fully_reshardable"}
 WRITERS_PER_RANK = 2
@@ -223,12 +223,6 @@ class Checkpointer:
         unshare_adam_steps(trainee.optimizer)
         info = layout.read_info(path)
         return Progress(info.step, info.consumed_items, info.data_fingerprint)
-
-
-def inner_optimizers(optimizer: Any) -> list[Any]:
-    """The torch optimizers inside megatron-core's wrappers."""
-    chained = getattr(optimizer, "chained_optimizers", [optimizer])
-    return [o.optimizer for o in chained if getattr(o, "optimizer", None) is not None]
 
 
 def create_adam_state(optimizer: Any) -> None:

@@ -86,8 +86,18 @@ def build_trainee(
     load_weights(models)
     chunks = wrap_chunks(models, run)
     optimizer = get_megatron_optimizer(optimizer_config(run), chunks, use_gloo_process_groups=False)
+    if not platform.is_cuda:
+        from coalm_nemo.cpu_compat import fuse_adam
+
+        fuse_adam(inner_optimizers(optimizer))
     connect(models[0].config, chunks, optimizer, run)
     return Trainee(chunks, optimizer, build_scheduler(optimizer, run, total_steps))
+
+
+def inner_optimizers(optimizer: Any) -> list[Any]:
+    """The torch (or Transformer Engine) optimizers inside megatron-core's wrappers."""
+    chained = getattr(optimizer, "chained_optimizers", [optimizer])
+    return [o.optimizer for o in chained if getattr(o, "optimizer", None) is not None]
 
 
 def wrap_chunks(models: list[LlamaModel], run: RunConfig) -> list[Any]:
