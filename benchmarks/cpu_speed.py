@@ -95,7 +95,7 @@ def hf_loop(fused: bool) -> Callable[[int], None]:
 
 
 def our_loop(scratch: Path) -> dict[str, Callable[[int], None]]:
-    """"loop": a step as `coalm train` runs it, with feed and callbacks; "bare step": megatron-core's calls alone."""
+    """ "loop": a step as `coalm train` runs it, with feed and callbacks; "bare step": megatron-core's calls alone."""
     from coalm_nemo.config import RunConfig
     from coalm_nemo.data.batch import Shape
     from coalm_nemo.models.llama import parse_llama_config

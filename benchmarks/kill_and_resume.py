@@ -91,7 +91,9 @@ def newest_step(run_dir: Path) -> int:
 
 def report(whole: list[dict[str, float]], cut: list[dict[str, float]]) -> None:
     same_steps = [s["step"] for s in whole] == [s["step"] for s in cut]
-    same_rows = [(s["tokens"], s["supervised_tokens"]) for s in whole] == [(s["tokens"], s["supervised_tokens"]) for s in cut]
+    same_rows = [(s["tokens"], s["supervised_tokens"]) for s in whole] == [
+        (s["tokens"], s["supervised_tokens"]) for s in cut
+    ]
     worst = max(abs(a["lm_loss"] - b["lm_loss"]) for a, b in zip(whole, cut, strict=True))
     print(f"{len(cut)} steps, each once and in order: {same_steps}; the same rows in each: {same_rows}")
     print(f"largest difference of the loss from the uninterrupted run: {worst:.1e}")

@@ -1,6 +1,6 @@
 """Loss and gradient norm of every layout against plain transformers and torch's AdamW in fp32, as a table.
 
-    python -m benchmarks.layout_invariance > benchmarks/results/layout_invariance.md
+python -m benchmarks.layout_invariance > benchmarks/results/layout_invariance.md
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ def main() -> None:
             name = "tied" if tied else "untied"
             model = make_tiny_llama(Path(scratch) / name, num_layers=4, tied=tied)
             compare_layouts(pool, Path(scratch) / f"runs-{name}", model, rows, name)
-    pool.close()
 
 
 def compare_layouts(pool: RanksPool, scratch: Path, model: Path, rows: Path, name: str) -> None:

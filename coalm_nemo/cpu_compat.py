@@ -39,7 +39,9 @@ def install() -> None:
     import torch
 
     if torch.cuda.is_available():
-        raise UserError("the CPU layer is not installed where CUDA can be used; hide the GPUs with CUDA_VISIBLE_DEVICES=")
+        raise UserError(
+            "the CPU layer is not installed where CUDA can be used; hide the GPUs with CUDA_VISIBLE_DEVICES="
+        )
     if _installed:
         return
     _patch_torch()
@@ -152,7 +154,8 @@ class FileQueue:
     """Hands pickled results of this rank's own forked writers back to it, in order, without a server process."""
 
     def __init__(self) -> None:
-        self.file = tempfile.TemporaryFile()  # shared with forked children; gone with the last of them
+        # Shared with forked children; gone with the last of them.
+        self.file = tempfile.TemporaryFile()  # noqa: SIM115
         self.read_from = 0
 
     def put(self, item: Any) -> None:

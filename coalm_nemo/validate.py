@@ -114,15 +114,15 @@ def _check_model(run: RunConfig, llama: LlamaConfig) -> None:
     tensor = run.parallel.tensor
     for name, count in (("attention heads", llama.num_heads), ("key/value groups", llama.num_kv_heads)):
         if count % tensor:
-            raise UserError(f"the model's {count} {name} do not divide by parallel.tensor={tensor}; use a divisor of {count}")
+            raise UserError(
+                f"the model's {count} {name} do not divide by parallel.tensor={tensor}; use a divisor of {count}"
+            )
     if llama.ffn_size % tensor:
         raise UserError(f"the model's intermediate_size {llama.ffn_size} does not divide by parallel.tensor={tensor}")
-    if run.train.seq_len_tokens > llama.max_positions:
+    if run.train.seq_len_tokens > llama.max_positions and not run.data.packing:  # packed rows are checked one by one
         raise UserError(
             f"train.seq_len_tokens={run.train.seq_len_tokens} is above the model's {llama.max_positions} positions"
         )
-    if llama.dtype == "float16":
-        return  # stored in fp16, trained in fp32 or bf16
 
 
 def _check_pipeline(run: RunConfig, llama: LlamaConfig) -> None:
@@ -143,9 +143,10 @@ def _data_parallel(run: RunConfig, world_size: int) -> int:
     parallel = run.parallel
     model_ranks = parallel.tensor * parallel.pipeline * parallel.context
     if world_size % model_ranks:
+        ranks = "1 rank does" if world_size == 1 else f"{world_size} ranks do"
         raise UserError(
-            f"{world_size} ranks do not divide by parallel.tensor x pipeline x context = {parallel.tensor} x "
-            f"{parallel.pipeline} x {parallel.context} = {model_ranks}; start a multiple of {model_ranks} ranks"
+            f"{ranks} not divide by parallel.tensor x pipeline x context = {parallel.tensor} x {parallel.pipeline} x "
+            f"{parallel.context} = {model_ranks}; start a multiple of {model_ranks} ranks (--nproc)"
         )
     return world_size // model_ranks
 
@@ -181,20 +182,28 @@ def _sequence_multiple(run: RunConfig, sequence_parallel: bool) -> int:
 def _explain(
     run: RunConfig, llama: LlamaConfig, world: int, data: int, micro: int, sequence: bool, multiple: int
 ) -> list[Derived]:
-    parallel = run.parallel
+    parallel, batch = run.parallel, run.batch
+    split = f"TP {parallel.tensor} x PP {parallel.pipeline} x CP {parallel.context}"
+    passes = f"global batch {batch.global_size} / (micro-batch {batch.micro_size} x DP {data})"
     notes = [
-        Derived("data-parallel ranks", data, f"{world} ranks / (TP {parallel.tensor} x PP {parallel.pipeline} x CP {parallel.context})"),
-        Derived("micro-batches a step", micro, f"global batch {run.batch.global_size} / (micro-batch {run.batch.micro_size} x DP {data})"),
+        Derived("data-parallel ranks", data, f"{world} rank{'s' if world > 1 else ''} / ({split})"),
+        Derived("micro-batches a step", micro, passes),
         Derived("parameters", f"{llama.num_parameters():,}", "from config.json"),
         Derived("bubble", f"{_bubble(run, micro):.1%}", "(PP-1) / (VP x micro-batches + PP-1)"),
-    ]  # fmt: skip
+    ]
     if run.parallel.sequence != sequence:
-        notes.append(Derived("sequence parallelism", "off", "it splits what tensor parallelism leaves whole, and TP is 1"))
+        notes.append(
+            Derived("sequence parallelism", "off", "it splits what tensor parallelism leaves whole, and TP is 1")
+        )
     if multiple > 1:
-        notes.append(Derived("sequence lengths", f"multiples of {multiple}", "context and sequence parallelism cut them"))
+        notes.append(
+            Derived("sequence lengths", f"multiples of {multiple}", "context and sequence parallelism cut them")
+        )
     padded = llama.padded_vocab_size(parallel.tensor)
     if padded != llama.vocab_size:
-        notes.append(Derived("padded vocabulary", padded, f"{llama.vocab_size} rounded up to a multiple of TP {parallel.tensor}"))
+        notes.append(
+            Derived("padded vocabulary", padded, f"{llama.vocab_size} rounded up to a multiple of TP {parallel.tensor}")
+        )
     return notes
 
 

@@ -8,7 +8,7 @@ import importlib
 from coalm_nemo.config import RunConfig
 from coalm_nemo.errors import UserError
 
-RECIPES = {"coalm_tiny": "coalm_tiny", "nano_base": "nano_base"}
+RECIPES = {"coalm_tiny": "coalm_tiny", "coalm_demo": "coalm_demo", "nano_base": "nano_base"}
 """Recipe -> the module of this folder that defines a function of that name."""
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,13 +15,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 @pytest.fixture(scope="session")
-def ranks_pool() -> Iterator[object]:
-    """Four forked ranks for the whole session."""
+def ranks_pool() -> object:
+    """Starts ranks by forking this process, whose imports they share."""
     from tests.training.ranks_pool import RanksPool
 
-    pool = RanksPool()
-    yield pool
-    pool.close()
+    return RanksPool()
 
 
 @pytest.fixture(scope="session")

@@ -171,9 +171,10 @@ def atomic_directory(out: Path) -> Iterator[Path]:
         partial.rename(out)
         fsync_path(out.parent)
     except OSError as e:
-        if e.errno not in _USERS_TO_MEND and e.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+        if e.errno not in (None, *_USERS_TO_MEND, errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise
-        why = "the disk is full" if e.errno in _NO_ROOM else (e.strerror or str(e)).lower()
+        # NumPy reports a short write without saying why.
+        why = "the disk is full" if e.errno in _NO_ROOM else (e.strerror or f"a write was cut short ({e})").lower()
         raise UserError(f"{out} could not be written: {why}; nothing was left behind") from e
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -195,7 +196,15 @@ def ensure_free_space(directory: Path, needed_bytes: int) -> None:
         where = where.parent
     free = shutil.disk_usage(where).free
     if free < needed_bytes:
-        raise UserError(f"{where} has {free / 1e9:.1f} GB free; {needed_bytes / 1e9:.1f} GB are needed")
+        raise UserError(f"{where} has {_readable(free)} free; {_readable(needed_bytes)} are needed")
+
+
+def _readable(count: int) -> str:
+    """204800 -> `205 kB`."""
+    for unit, name in ((10**9, "GB"), (10**6, "MB"), (1000, "kB")):
+        if count >= unit:
+            return f"{count / unit:.3g} {name}"
+    return f"{count} bytes"
 
 
 def fsync_tree(directory: Path) -> None:

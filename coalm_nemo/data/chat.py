@@ -52,7 +52,7 @@ class ChatEncoder:
         ids: list[int] = []
         mask: list[int] = []
         for text, supervised in self.segments(row):
-            piece = self.tokenizer.encode(text, add_special_tokens=False)
+            piece = self.tokenizer.encode(text, add_special_tokens=False, verbose=False)
             ids += piece
             mask += [int(supervised)] * len(piece)
         return ids, mask
@@ -100,7 +100,7 @@ class ChatEncoder:
 
     def _encode_text(self, row: Row) -> tuple[list[int], list[int]]:
         bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
-        ids = self.tokenizer.encode(row.text, add_special_tokens=False)
+        ids = self.tokenizer.encode(row.text, add_special_tokens=False, verbose=False)
         ids = ([bos] if bos is not None else []) + ids + ([eos] if eos is not None else [])
         return ids, [1] * len(ids)
 
@@ -111,4 +111,6 @@ class ChatEncoder:
             content += json.dumps(message["tool_calls"], ensure_ascii=False) if message.get("tool_calls") else ""
             for token in self.special:
                 if token in content:
-                    raise UserError(f"{row.row_id}: the text of a {message['role']} turn holds the control token {token}")
+                    raise UserError(
+                        f"{row.row_id}: the text of a {message['role']} turn holds the control token {token}"
+                    )

@@ -47,11 +47,19 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
         with path.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
-                    yield number, json.loads(line)
+                    yield number, _parse_line(line)
     except UnicodeDecodeError as e:
         raise UserError(f"{path} is not UTF-8 text; rows are JSON, one object a line") from e
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise UserError(f"{path}:{number} is not valid JSON ({e})") from e
+
+
+def _parse_line(line: str) -> Any:
+    """One line's value. Raises ValueError for bad JSON, and for half a surrogate pair, which no tokenizer takes."""
+    value = json.loads(line)
+    if "\\ud" in line.lower():
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
 
 
 def parse_row(raw: Any, where: str) -> Row:
@@ -89,10 +97,14 @@ def _messages(value: Any, where: str) -> list[dict[str, Any]]:
         if not isinstance(message, dict) or message.get("role") not in ROLES:
             raise UserError(f"{where}: message {number} needs a 'role', one of {', '.join(ROLES)}")
         content = message.get("content")
+        if not isinstance(message.get("tool_calls") or [], list):
+            raise UserError(f"{where}: message {number}: 'tool_calls' must be a list")
         if not isinstance(content, str) and not message.get("tool_calls"):
             raise UserError(f"{where}: message {number} needs a 'content' string")
         if message["role"] == "assistant" and not message.get("tool_calls") and not str(content).strip():
             raise UserError(f"{where}: message {number} is an empty assistant turn; there is nothing to learn from it")
+    if value[0]["role"] == "assistant":
+        raise UserError(f"{where}: message 1 is an assistant turn, but there is nothing that it could answer")
     if not any(m["role"] == "assistant" for m in value):
         raise UserError(f"{where}: the row has no assistant turn, so nothing in it would be learnt")
     return value
@@ -111,10 +123,12 @@ def _tools(value: Any, where: str) -> list[dict[str, Any]] | None:
 
 def _token_row(raw: dict[str, Any], row_id: str, where: str) -> Row:
     ids, mask = raw["token_ids"], raw.get("loss_mask")
-    if not isinstance(ids, list) or not all(isinstance(i, int) and i >= 0 for i in ids) or len(ids) < 2:
-        raise UserError(f"{where}: 'token_ids' must be a list of at least two non-negative integers")
+    if not isinstance(ids, list) or not all(isinstance(i, int) and 0 <= i < 2**31 for i in ids) or len(ids) < 2:
+        raise UserError(f"{where}: 'token_ids' must be a list of at least two non-negative 32-bit integers")
     if mask is not None and (not isinstance(mask, list) or len(mask) != len(ids)):
         raise UserError(f"{where}: 'loss_mask' must have as many entries as 'token_ids'")
+    if mask is not None and not all(isinstance(m, int) and m in (0, 1) for m in mask):
+        raise UserError(f"{where}: 'loss_mask' must hold 0 and 1 only")
     return Row(row_id, token_ids=ids, loss_mask=mask)
 
 

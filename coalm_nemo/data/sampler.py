@@ -14,7 +14,9 @@ NO_ITEM = -1
 """Fills the last batch of a run that is measured in epochs: nothing is trained twice to make the batch even."""
 
 
-def items_at(start: int, count: int, *, size: int, seed: int, shuffle: bool = True, end: int | None = None) -> np.ndarray:
+def items_at(
+    start: int, count: int, *, size: int, seed: int, shuffle: bool = True, end: int | None = None
+) -> np.ndarray:
     """Items [count] at positions start..start+count of a set of `size`; NO_ITEM from position `end` on."""
     positions = np.arange(start, start + count, dtype=np.int64)
     items = np.empty(count, dtype=np.int64)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from coalm_nemo.checkpoint.layout import atomic_directory
 from coalm_nemo.data.chat import ChatEncoder
 from coalm_nemo.data.rows import Row
 from coalm_nemo.errors import UserError
@@ -46,15 +46,12 @@ class TokenRows:
         return np.diff(self.offsets) - 1
 
     def save(self, directory: Path) -> None:
-        """Write aside, then rename: a directory that exists is whole."""
-        directory = Path(directory)
-        aside = directory.with_name(f".{directory.name}.partial-{os.getpid()}")
-        aside.mkdir(parents=True)
-        for name in ("tokens", "loss_mask", "offsets"):
-            np.save(aside / f"{name}.npy", getattr(self, name))
-        (aside / "rows.json").write_text(json.dumps({"row_ids": self.row_ids, "fingerprint": self.fingerprint}))
+        """Write aside, then rename: a directory that exists is whole. Raises UserError for a full disk."""
         shutil.rmtree(directory, ignore_errors=True)
-        aside.rename(directory)
+        with atomic_directory(directory) as aside:
+            for name in ("tokens", "loss_mask", "offsets"):
+                np.save(aside / f"{name}.npy", getattr(self, name))
+            (aside / "rows.json").write_text(json.dumps({"row_ids": self.row_ids, "fingerprint": self.fingerprint}))
 
     @staticmethod
     def load(directory: Path) -> TokenRows:

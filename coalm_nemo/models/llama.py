@@ -61,7 +61,9 @@ def load_llama_config(hf_dir: Path) -> LlamaConfig:
     """Read `hf_dir/config.json`. Raises UserError if it is missing, is not Llama, or holds what is not supported."""
     path = Path(hf_dir) / "config.json"
     if not Path(hf_dir).is_dir():
-        raise UserError(f"{hf_dir} is not a directory; give a Hugging Face Llama directory (config.json, *.safetensors)")
+        raise UserError(
+            f"{hf_dir} is not a directory; give a Hugging Face Llama directory (config.json, *.safetensors)"
+        )
     if not path.is_file():
         raise UserError(f"{path} is missing; give a Hugging Face Llama directory (config.json, *.safetensors)")
     try:
@@ -76,7 +78,9 @@ def load_llama_config(hf_dir: Path) -> LlamaConfig:
 def parse_llama_config(raw: dict[str, Any], where: str = "config.json") -> LlamaConfig:
     """`config.json` as a dictionary -> LlamaConfig. `where` names the file in error sentences."""
     if raw.get("model_type") != "llama":
-        raise UserError(f"{where} describes a {raw.get('model_type')!r} model; only Llama (model_type 'llama') is supported")
+        raise UserError(
+            f"{where} describes a {raw.get('model_type')!r} model; only Llama (model_type 'llama') is supported"
+        )
     _refuse_unsupported(raw, where)
     heads = _positive_int(raw, "num_attention_heads", where)
     hidden = _positive_int(raw, "hidden_size", where)
@@ -93,12 +97,12 @@ def parse_llama_config(raw: dict[str, Any], where: str = "config.json") -> Llama
         head_dim=_positive_int(raw, "head_dim", where, default=hidden // heads),
         vocab_size=_positive_int(raw, "vocab_size", where),
         max_positions=_positive_int(raw, "max_position_embeddings", where, default=2048),
-        rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
+        rms_norm_eps=_number(raw.get("rms_norm_eps", 1e-6), "rms_norm_eps", where),
         rope_theta=theta,
         rope_scaling=scaling,
         tied_embeddings=bool(raw.get("tie_word_embeddings", False)),
         dtype=_dtype(raw, where),
-        init_std=float(raw.get("initializer_range", 0.02)),
+        init_std=_number(raw.get("initializer_range", 0.02), "initializer_range", where),
     )
 
 
@@ -108,6 +112,12 @@ def _positive_int(raw: dict[str, Any], key: str, where: str, default: int | None
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise UserError(f"{where}: {key} must be a positive integer, not {value!r}")
     return value
+
+
+def _number(value: Any, key: str, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UserError(f"{where}: {key} must be a number, not {value!r}")
+    return float(value)
 
 
 def _refuse_unsupported(raw: dict[str, Any], where: str) -> None:
@@ -132,7 +142,7 @@ def _rope(raw: dict[str, Any], where: str) -> tuple[float, RopeScaling | None]:
     rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     if not isinstance(rope, dict):
         raise UserError(f"{where}: rope_parameters must be an object, not {rope!r}")
-    theta = float(rope.get("rope_theta") or raw.get("rope_theta") or 10000.0)
+    theta = _number(rope.get("rope_theta") or raw.get("rope_theta") or 10000.0, "rope_theta", where)
     kind = rope.get("rope_type") or rope.get("type") or "default"
     if kind == "default":
         return theta, None
@@ -141,5 +151,5 @@ def _rope(raw: dict[str, Any], where: str) -> tuple[float, RopeScaling | None]:
     keys = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
     if missing := [k for k in keys if rope.get(k) is None]:
         raise UserError(f"{where}: the llama3 RoPE scaling lacks {', '.join(missing)}")
-    factor, low, high, original = (rope[k] for k in keys)
-    return theta, RopeScaling(float(factor), float(low), float(high), int(original))
+    factor, low, high, original = (_number(rope[k], k, where) for k in keys)
+    return theta, RopeScaling(factor, low, high, int(original))

@@ -6,10 +6,15 @@ import hashlib
 import math
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from coalm_nemo.checkpoint.hf_files import copy_side_files
+from coalm_nemo.checkpoint.layout import atomic_directory
 from coalm_nemo.checkpoint.mapping import hf_tensors
 from coalm_nemo.models.llama import LlamaConfig, load_llama_config
+
+if TYPE_CHECKING:
+    import torch
 
 
 def write_random_weights(source: Path, out: Path, seed: int) -> Path:
@@ -19,18 +24,19 @@ def write_random_weights(source: Path, out: Path, seed: int) -> Path:
     sqrt(2 * layers) (Radford et al. 2019, section 2.3).
     """
     import torch
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     llama = load_llama_config(source)
     shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
-    copy_side_files(source, out)
     dtype = getattr(torch, llama.dtype)
-    save_file({name: _draw(llama, seed, name, shape).to(dtype) for name, shape in hf_tensors(llama)}, out / "model.safetensors")
+    weights = {t.name: _draw(llama, seed, t.name, t.shape).to(dtype) for t in hf_tensors(llama)}
+    with atomic_directory(out) as partial:
+        copy_side_files(source, partial)
+        (partial / "model.safetensors").write_bytes(save(weights))
     return out
 
 
-def _draw(llama: LlamaConfig, seed: int, name: str, shape: tuple[int, ...]) -> "torch.Tensor":  # noqa: F821, UP037
+def _draw(llama: LlamaConfig, seed: int, name: str, shape: tuple[int, ...]) -> torch.Tensor:
     import torch
 
     if len(shape) == 1:

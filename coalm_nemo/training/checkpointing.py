@@ -159,8 +159,15 @@ class Checkpointer:
 
     def _publish(self, aside: Path, final: Path, progress: Progress, digests: dict[str, str], started: float) -> None:
         shutil.copytree(self.hf_source, aside / "hf", dirs_exist_ok=True)
-        extra = {"consumed_items": progress.consumed_items, "data_fingerprint": progress.data_fingerprint}
-        layout.write_info(aside, layout.CheckpointInfo("training", progress.step, self.dtype, str(self.hf_source), **extra))
+        info = layout.CheckpointInfo(
+            kind="training",
+            step=progress.step,
+            dtype=self.dtype,
+            source=str(self.hf_source),
+            consumed_items=progress.consumed_items,
+            data_fingerprint=progress.data_fingerprint,
+        )
+        layout.write_info(aside, info)
         layout.write_manifest(aside, digests)
         shutil.rmtree(final, ignore_errors=True)
         os.rename(aside, final)
@@ -198,8 +205,15 @@ class Checkpointer:
                 return path
             warn(f"{problem}; going back to the checkpoint before it")
         if found:
-            raise UserError(f"none of the {len(found)} checkpoints in {self.directory} is sound; move them away to start anew")
+            raise UserError(
+                f"none of the {len(found)} checkpoints in {self.directory} is sound; move them away to start anew"
+            )
         return None
+
+    def refuse_unsound(self, path: Path) -> None:
+        """Raises UserError on every rank if a file of `path` does not match its manifest; each rank hashes a share."""
+        if problem := self._problem(path):
+            raise UserError(problem)
 
     def _problem(self, path: Path) -> str | None:
         try:

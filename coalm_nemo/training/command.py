@@ -16,7 +16,9 @@ def train_command(recipe: str, files: list[Path], overrides: list[str], nproc: i
     run = build_config(load_recipe(recipe), files, overrides)
     ranks = ranks_from_environment()
     if nproc and ranks.world_size > 1:
-        raise UserError(f"--nproc {nproc} inside a {ranks.source} launch of {ranks.world_size} ranks; leave --nproc out")
+        raise UserError(
+            f"--nproc {nproc} inside a {ranks.source} launch of {ranks.world_size} ranks; leave --nproc out"
+        )
     if dry_run:
         return explain(run, nproc or ranks.world_size)
     if nproc:

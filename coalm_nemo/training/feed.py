@@ -31,7 +31,9 @@ class GlobalBatch:
 class Feed:
     """Rows of one set in training order; every rank computes the same order."""
 
-    def __init__(self, rows: TokenRows, run: RunConfig, shape: Shape, *, shuffle: bool, data_rank: int, data_size: int) -> None:
+    def __init__(
+        self, rows: TokenRows, run: RunConfig, shape: Shape, *, shuffle: bool, data_rank: int, data_size: int
+    ) -> None:
         self.rows = rows
         self.run = run
         self.shape = shape

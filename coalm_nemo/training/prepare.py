@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from coalm_nemo.config import RunConfig
 from coalm_nemo.data.rows import Row, read_rows, split_validation
@@ -35,7 +38,7 @@ class Prepared:
     @staticmethod
     def from_json(text: str) -> Prepared:
         raw = {k: Path(v) if v else None for k, v in json.loads(text).items()}
-        return Prepared(**raw)
+        return Prepared(**raw)  # type: ignore[arg-type]
 
 
 def hf_source(run: RunConfig) -> Path:
@@ -93,12 +96,16 @@ def _tokenize(run: RunConfig, llama: LlamaConfig, source: Path, rows: list[Row])
     tokens = tokenize_rows(
         rows,
         ChatEncoder(load_tokenizer(source)),
-        max_positions=run.train.seq_len_tokens,
+        max_positions=min(run.train.seq_len_tokens, llama.max_positions),
         overlong=run.data.overlong,
         empty=run.train.empty_rows,
     )
     if (largest := int(tokens.tokens.max())) >= llama.vocab_size:
-        raise UserError(f"{source}: the tokenizer makes token {largest}, but the model's vocab_size is {llama.vocab_size}")
+        row = int(np.searchsorted(tokens.offsets, tokens.tokens.argmax(), side="right")) - 1
+        raise UserError(
+            f"{tokens.row_ids[row]} holds token {largest}, but the model's vocab_size is {llama.vocab_size}; "
+            f"the tokenizer in {source} must be the model's own"
+        )
     return tokens
 
 
@@ -115,8 +122,11 @@ def _prepare_base(run: RunConfig, source: Path) -> Path:
         key = _digest(_file_key(str(source / "config.json")), str(run.run.seed))
         base = Path(run.run.dir) / f"base-random-{key}"
         if not base.is_dir():
-            weights = write_random_weights(source, Path(run.run.dir) / f".random-{key}", run.run.seed)
-            import_checkpoint(weights, base)
+            drawn = Path(run.run.dir) / f".random-{key}"
+            try:
+                import_checkpoint(write_random_weights(source, drawn, run.run.seed), base)
+            finally:
+                shutil.rmtree(drawn, ignore_errors=True)
         return base
     base = Path(run.run.dir) / f"base-{_digest(*(_file_key(str(p)) for p in sorted(source.iterdir()) if p.is_file()))}"
     if not base.is_dir():
@@ -126,14 +136,13 @@ def _prepare_base(run: RunConfig, source: Path) -> Path:
 
 def _keep_side_files(run: RunConfig, source: Path) -> Path:
     """The base's config and tokenizer, copied beside the run so that checkpoints do not depend on `source`."""
-    import shutil
-
     from coalm_nemo.checkpoint.hf_files import copy_side_files
+    from coalm_nemo.checkpoint.layout import atomic_directory
 
     side = Path(run.run.dir) / "hf"
     shutil.rmtree(side, ignore_errors=True)
-    side.mkdir(parents=True)
-    copy_side_files(source, side)
+    with atomic_directory(side) as partial:
+        copy_side_files(source, partial)
     return side
 
 

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import os
+import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 from coalm_nemo.errors import UserError
+
+FAREWELL_S = 20.0
+"""How long a failed rank 0 waits for the others to hear of it. They wait for nothing else then: it takes moments."""
+
+MEET_S = 600.0
+"""How long the ranks wait for one another at the start. Not for rank 0's preparation, which may take hours."""
+
+RESOLVE_S = 3.0
+"""How long a name server may be too busy: thousands of ranks ask it at once."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +44,17 @@ def ranks_from_environment() -> Ranks:
     """
     env = os.environ
     if "RANK" in env and "WORLD_SIZE" in env:
-        return Ranks(int(env["RANK"]), int(env.get("LOCAL_RANK", env["RANK"])), int(env["WORLD_SIZE"]), "torchrun")
-    if "SLURM_PROCID" in env and int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
-        return Ranks(int(env["SLURM_PROCID"]), int(env["SLURM_LOCALID"]), int(env["SLURM_STEP_NUM_TASKS"]), "slurm")
+        return Ranks(_number("RANK"), _number("LOCAL_RANK", env["RANK"]), _number("WORLD_SIZE"), "torchrun")
+    if "SLURM_PROCID" in env and _number("SLURM_STEP_NUM_TASKS", "1") > 1:
+        return Ranks(_number("SLURM_PROCID"), _number("SLURM_LOCALID"), _number("SLURM_STEP_NUM_TASKS"), "slurm")
     return Ranks(0, 0, 1, "single")
+
+
+def _number(name: str, default: str = "") -> int:
+    value = os.environ.get(name, default)
+    if not value.isdecimal():
+        raise UserError(f"the launcher's variable {name}='{value}' is no number; start the ranks with torchrun or srun")
+    return int(value)
 
 
 def export_rendezvous(ranks: Ranks) -> None:
@@ -51,19 +69,18 @@ def export_rendezvous(ranks: Ranks) -> None:
     elif ranks.source == "single":
         env["MASTER_ADDR"], env["MASTER_PORT"] = "127.0.0.1", str(free_port())
     if "MASTER_ADDR" not in env or "MASTER_PORT" not in env:
-        raise UserError("RANK and WORLD_SIZE are set but MASTER_ADDR or MASTER_PORT is not; start the run with torchrun")
+        raise UserError(
+            "RANK and WORLD_SIZE are set but MASTER_ADDR or MASTER_PORT is not; start the run with torchrun"
+        )
 
 
 def first_slurm_host(nodelist: str) -> str:
     """First host of SLURM's compact list: `gpu[07-09,12],login1` -> `gpu07`."""
     if not nodelist:
         raise UserError("SLURM gave no node list (SLURM_STEP_NODELIST); start the ranks with srun")
-    head, bracket, rest = nodelist.partition("[")
-    if not bracket or "," in head:
-        return nodelist.split(",")[0]
-    number = rest.split("]")[0].split(",")[0].split("-")[0]
-    suffix = rest.partition("]")[2].split(",")[0]
-    return f"{head}{number}{suffix}"
+    first = re.match(r"(?:[^,\[]|\[[^\]]*\])*", nodelist)  # up to a comma that is in no bracket
+    assert first is not None
+    return re.sub(r"\[(\d+)[^\]]*\]", r"\1", first[0])
 
 
 def slurm_port(job_id: str, step_id: str) -> int:
@@ -82,12 +99,39 @@ def free_port() -> int:
 
 def meet(ranks: Ranks, timeout_s: int) -> Any:
     """The key-value store that all ranks share before there is a process group."""
+    export_rendezvous(ranks)
+    address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    _resolve(address)
     import torch.distributed as dist
 
-    export_rendezvous(ranks)
-    store, _, _ = next(dist.rendezvous("env://", ranks.rank, ranks.world_size, timeout=timedelta(seconds=timeout_s)))
+    limit = timedelta(seconds=min(timeout_s, MEET_S))
+    try:
+        store, _, _ = next(dist.rendezvous("env://", ranks.rank, ranks.world_size, timeout=limit))
+    except dist.DistError as e:
+        reason = str(e).partition("\n")[0]
+        raise UserError(
+            f"rank {ranks.rank} of {ranks.world_size} could not meet the others at {address}:{port}: {reason}"
+        ) from e
     store.set_timeout(timedelta(seconds=timeout_s))
     return store
+
+
+def _resolve(address: str) -> None:
+    """torch would try an unknown name again until its timeout, without a word."""
+    import socket
+
+    deadline = time.monotonic() + RESOLVE_S
+    while True:
+        try:
+            socket.getaddrinfo(address, None)
+            return
+        except OSError as e:
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"{socket.gethostname()} cannot resolve '{address}', rank 0's node ({e.strerror}); "
+                    "set MASTER_ADDR to an address of that node before srun or torchrun"
+                ) from e
+        time.sleep(0.5)
 
 
 def first_rank_does(store: Any, ranks: Ranks, name: str, work: Callable[[], str]) -> str:
@@ -100,15 +144,25 @@ def first_rank_does(store: Any, ranks: Ranks, name: str, work: Callable[[], str]
         try:
             answer = "ok:" + work()
         except UserError as e:
-            store.set(key, f"user:{e}")
+            _tell_failure(store, ranks, key, f"user:{e}")
             raise
         except BaseException as e:
-            store.set(key, f"fail:{type(e).__name__}: {e}")
+            _tell_failure(store, ranks, key, f"fail:{type(e).__name__}: {e}")
             raise
         store.set(key, answer)
     kind, _, text = store.get(key).decode().partition(":")
+    if not ranks.first:
+        store.add(f"{key}/read", 1)
     if kind == "user":
         raise UserError(text)
     if kind == "fail":
         raise RuntimeError(f"rank 0 failed: {text}")
     return str(text)
+
+
+def _tell_failure(store: Any, ranks: Ranks, key: str, answer: str) -> None:
+    """The store lives in rank 0's process, which is about to end: let the others read why before it goes."""
+    store.set(key, answer)
+    deadline = time.monotonic() + FAREWELL_S
+    while store.add(f"{key}/read", 0) < ranks.world_size - 1 and time.monotonic() < deadline:
+        time.sleep(0.02)

@@ -34,7 +34,9 @@ class StepResult:
     """Some rank was told to stop."""
 
 
-def train_step(trainee: Trainee, batches: list[MicroBatch], length: int, device: torch.device, stop: bool) -> StepResult:
+def train_step(
+    trainee: Trainee, batches: list[MicroBatch], length: int, device: torch.device, stop: bool
+) -> StepResult:
     """Forward, backward, reduce, clip, update. `length`: sequence length before context parallelism cuts it.
 
     The loss is summed over supervised tokens of all micro-batches and ranks and divided once by their number, so a

@@ -76,7 +76,11 @@ def _train(
         on_saved=lambda s: _tell_saved(callbacks, SaveNote(s.step, str(s.path), s.size_bytes, s.seconds)),
     )
     newest = checkpointer.newest_sound(lambda s: _warn(callbacks, s)) if run.checkpoint.resume else None
-    trainee = build_trainee(llama, run, platform, steps, lambda m: None if newest else load_model_state(m, prepared.base))
+    if not newest:
+        checkpointer.refuse_unsound(prepared.base)
+    trainee = build_trainee(
+        llama, run, platform, steps, lambda m: None if newest else load_model_state(m, prepared.base)
+    )
     progress = Progress(0, 0, feed.rows.fingerprint)
     if newest:
         progress = checkpointer.restore(trainee, newest)

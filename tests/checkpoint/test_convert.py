@@ -216,7 +216,7 @@ def test_too_little_room_is_said_before_anything_is_written(tmp_path: Path, monk
     hf = make_tiny_llama(tmp_path / "hf")
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr("coalm_nemo.checkpoint.layout.shutil.disk_usage", lambda _: usage)
-    with refused("GB free", tmp_path):
+    with refused("1 kB free", tmp_path):
         import_checkpoint(hf, tmp_path / "out")
 
 

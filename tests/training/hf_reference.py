@@ -30,7 +30,11 @@ def train_reference(run: RunConfig, rows: TokenRows, steps: int) -> Reference:
     losses, norms = [], []
     for step in range(steps):
         items = items_at(
-            step * run.batch.global_size, run.batch.global_size, size=len(rows), seed=run.run.seed, shuffle=run.data.shuffle
+            step * run.batch.global_size,
+            run.batch.global_size,
+            size=len(rows),
+            seed=run.run.seed,
+            shuffle=run.data.shuffle,
         )
         loss = backward_batch(model, rows, [int(i) for i in items if i != NO_ITEM])
         norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), run.optimizer.clip_grad or float("inf"))))

@@ -1,6 +1,6 @@
-"""Ranks that live as long as the test session: torch and megatron-core are imported once, then forked.
+"""Ranks forked from the test process: torch and megatron-core are imported once a session, each run gets fresh ranks.
 
-`RanksPool.train(config)` runs `run_worker` in N of them, as `coalm train --nproc N` does, and returns the exit codes.
+`RanksPool.train(config, N)` runs `run_worker` in N of them, as `coalm train --nproc N` does, and returns the exit codes.
 """
 
 from __future__ import annotations
@@ -8,9 +8,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
-from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 from coalm_nemo.config import RunConfig
 from coalm_nemo.training.launch import import_once
@@ -20,48 +19,29 @@ TIMEOUT_S = 240
 
 
 class RanksPool:
-    """Up to `size` ranks."""
+    """Starts ranks; ends those that hang."""
 
-    def __init__(self, size: int = 4) -> None:
-        self.size = size
-        self.workers: list[tuple[Any, Connection]] = []
+    def __init__(self) -> None:
+        import_once()
+        self.context = multiprocessing.get_context("fork")
 
     def train(self, config: RunConfig, nproc: int) -> list[int]:
-        """Exit code of each rank."""
-        self._start()
+        """Exit code of each rank. Raises RuntimeError with what they printed if one dies or hangs."""
         port = free_port()
-        for rank, (_, pipe) in enumerate(self.workers[:nproc]):
-            pipe.send((config, rank, nproc, port))
-        codes = []
-        for _, pipe in self.workers[:nproc]:
-            try:
-                if not pipe.poll(TIMEOUT_S):
-                    raise EOFError("it hung")
-                codes.append(pipe.recv())
-            except EOFError as e:
-                self.close()
-                raise RuntimeError(f"a rank died: {e}\n{output(config)}") from e
-        return codes
-
-    def _start(self) -> None:
-        if self.workers:
-            return
-        import_once()
-        context = multiprocessing.get_context("fork")
-        for _ in range(self.size):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs,), daemon=False)
+        ranks: list[BaseProcess] = [
+            self.context.Process(target=_rank_main, args=(config, rank, nproc, port)) for rank in range(nproc)
+        ]
+        for process in ranks:
             process.start()
-            self.workers.append((process, ours))
-
-    def close(self) -> None:
-        """End the ranks."""
-        for process, pipe in self.workers:
-            pipe.close()
-            process.join(2)
+        for process in ranks:
+            process.join(TIMEOUT_S)
+        codes = [p.exitcode for p in ranks]
+        for process in ranks:
             if process.is_alive():
                 process.kill()
-        self.workers = []
+        if None in codes or 1 in codes or any(c is not None and c < 0 for c in codes):
+            raise RuntimeError(f"ranks ended with {codes}; they printed:\n{output(config)}")
+        return [int(c) for c in codes if c is not None]
 
 
 def output(config: RunConfig) -> str:
@@ -74,15 +54,18 @@ def log_file(config: RunConfig) -> Path:
     return directory.with_name(directory.name + ".log")
 
 
-def _serve(pipe: Connection) -> None:
+def _rank_main(config: RunConfig, rank: int, nproc: int, port: int) -> None:
+    sys.stdout = sys.stderr = log_file(config).open("a", buffering=1)
+    env = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": nproc, "LOCAL_WORLD_SIZE": nproc, "MASTER_PORT": port}
+    os.environ.update({k: str(v) for k, v in env.items()}, MASTER_ADDR="127.0.0.1")
     from coalm_nemo.training.worker import run_worker
 
-    while True:
-        try:
-            config, rank, nproc, port = pipe.recv()
-        except EOFError:
-            os._exit(0)
-        sys.stdout = sys.stderr = log_file(config).open("a", buffering=1)
-        env = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": nproc, "LOCAL_WORLD_SIZE": 4, "MASTER_PORT": port}
-        os.environ.update({k: str(v) for k, v in env.items()}, MASTER_ADDR="127.0.0.1")
-        pipe.send(run_worker(config))
+    code = 1
+    try:
+        code = run_worker(config)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    sys.stdout.flush()
+    os._exit(code)

@@ -38,13 +38,16 @@ def configure(model: Path, rows: Path, run_dir: Path, *words: str) -> RunConfig:
     """coalm_tiny for STEPS steps at a constant learning rate, nothing saved."""
     base = [
         f"run.dir={run_dir}", f"model.hf_path={model}", f"data.train={rows}", f"train.steps={STEPS}",
-        "schedule.name=constant", "checkpoint.save_final=false", "checkpoint.resume=false", "logging.console_interval_steps=100",
+        "batch.micro_size=2", "schedule.name=constant", "checkpoint.save_final=false",
+        "checkpoint.resume=false", "logging.console_interval_steps=100",
     ]  # fmt: skip
     return build_config(load_recipe("coalm_tiny"), [], [*base, *words])
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory, rows_file: Path, tiny_llama: Path, tiny_llama_tied: Path) -> Any:
+def reference(
+    tmp_path_factory: pytest.TempPathFactory, rows_file: Path, tiny_llama: Path, tiny_llama_tied: Path
+) -> Any:
     """Reference curves of the untied and the tied model."""
     from coalm_nemo.training.prepare import prepare, read_llama
 
@@ -60,7 +63,14 @@ def reference(tmp_path_factory: pytest.TempPathFactory, rows_file: Path, tiny_ll
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layout_matches_transformers(
-    layout: str, tied: bool, reference: Any, ranks_pool: Any, rows_file: Path, tiny_llama: Path, tiny_llama_tied: Path, tmp_path: Path
+    layout: str,
+    tied: bool,
+    reference: Any,
+    ranks_pool: Any,
+    rows_file: Path,
+    tiny_llama: Path,
+    tiny_llama_tied: Path,
+    tmp_path: Path,
 ) -> None:
     nproc, words = LAYOUTS[layout]
     run = configure(tiny_llama_tied if tied else tiny_llama, rows_file, tmp_path, *words)
@@ -101,7 +111,14 @@ def test_packed_rows_give_the_loss_of_the_same_rows_unpacked(
     unpacked = configure(tiny_llama, rows_file, tmp_path / "unpacked", "batch.global_size=48", "train.steps=1")
     assert ranks_pool.train(unpacked, 1) == [0]
     # Fewer packs than places in the batch: the rest is filled with nothing, as at the end of the last epoch.
-    words = [*words, "data.packing=true", "batch.global_size=32", "train.steps=0", "train.epochs=1"]
+    words = [
+        *words,
+        "data.packing=true",
+        "batch.micro_size=1",
+        "batch.global_size=32",
+        "train.steps=0",
+        "train.epochs=1",
+    ]
     run = configure(tiny_llama, rows_file, tmp_path / "packed", *words)
     assert ranks_pool.train(run, nproc) == [0] * nproc
     (ours,), (theirs,) = (read_steps(tmp_path / name / "metrics.jsonl") for name in ("packed", "unpacked"))

@@ -137,7 +137,9 @@ def test_other_rows_than_the_checkpoint_saw_are_refused(
     assert ranks_pool.train(configure(tiny_llama, other, tmp_path), 1) == [EXIT_USER_ERROR]
 
 
-def test_old_checkpoints_go_and_milestones_stay(ranks_pool: Any, tiny_llama: Path, rows_file: Path, tmp_path: Path) -> None:
+def test_old_checkpoints_go_and_milestones_stay(
+    ranks_pool: Any, tiny_llama: Path, rows_file: Path, tmp_path: Path
+) -> None:
     words = ["checkpoint.keep_last=2", "checkpoint.milestone_interval_steps=2"]
     assert ranks_pool.train(configure(tiny_llama, rows_file, tmp_path, *words), 1) == [0]
     kept = sorted(int(p.name.removeprefix("step_")) for p in (tmp_path / "checkpoints").iterdir())
@@ -157,7 +159,9 @@ def test_a_non_finite_loss_stops_the_run_and_keeps_the_row_ids(
 
 def start(words: list[str], nproc: int) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "coalm_nemo.cli", "train", "--recipe", "coalm_tiny", "--nproc", str(nproc), *words]
-    return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+    return subprocess.Popen(
+        command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    )
 
 
 def wait_for_step(run_dir: Path, step: int, process: subprocess.Popen[str]) -> None:
@@ -168,7 +172,9 @@ def wait_for_step(run_dir: Path, step: int, process: subprocess.Popen[str]) -> N
         time.sleep(0.01)
 
 
-def test_killed_and_resumed_on_another_layout(uninterrupted: Path, tiny_llama: Path, rows_file: Path, tmp_path: Path) -> None:
+def test_killed_and_resumed_on_another_layout(
+    uninterrupted: Path, tiny_llama: Path, rows_file: Path, tmp_path: Path
+) -> None:
     words = words_for(tiny_llama, rows_file, tmp_path)
     process = start([*words, *TP2_PP2[1]], 4)
     wait_for_step(tmp_path, 2, process)

@@ -27,7 +27,9 @@ class Console(Callback):
 
     def on_step(self, report: StepReport) -> None:
         # A running mean forgets the slow first steps; ten steps are enough for an honest time left.
-        self.mean_step_s = report.step_time_s if not self.mean_step_s else 0.9 * self.mean_step_s + 0.1 * report.step_time_s
+        self.mean_step_s = (
+            report.step_time_s if not self.mean_step_s else 0.9 * self.mean_step_s + 0.1 * report.step_time_s
+        )
         if report.step % self.interval_steps and report.step != self.total_steps:
             return
         left = duration(self.mean_step_s * (self.total_steps - report.step))

@@ -38,7 +38,7 @@ class WeightsAndBiases(Callback):
             name=logging.wandb_name or self.run_dir.name,
             id=run_id(self.run_dir),
             resume="allow",
-            mode=logging.wandb,
+            mode=logging.wandb,  # type: ignore[arg-type]
             dir=str(self.run_dir),
             config=asdict(start.config),
         )
