@@ -537,6 +537,16 @@ def test_no_room_for_the_side_files(desk: Desk, small_disk: Callable[[str], Path
     assert not list(disk.rglob("*.partial*"))
 
 
+def test_no_room_for_a_checkpoint(desk: Desk, small_disk: Callable[[str], Path]) -> None:
+    """Training goes on past saves that do not fit; only the last one is an error."""
+    run = small_disk("1m") / "run"
+    words = desk.train(f"run.dir={run}", "train.steps=3", "checkpoint.save_interval_steps=1")
+    code, error = run_apart(words)
+    assert code == 2 and "step 3 cannot be saved" in error and "are needed" in error
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 3
+    assert not list((run / "checkpoints").glob("*"))
+
+
 def limit_files_to(size: int) -> Callable[[], None]:
     def limit() -> None:
         import resource

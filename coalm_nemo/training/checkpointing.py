@@ -27,6 +27,7 @@ from coalm_nemo.training.setup import Trainee, inner_optimizers
 
 SHARDING = {"distrib_optim_sharding_type": "fully_reshardable"}
 WRITERS_PER_RANK = 2
+_DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 
 
 @dataclass(frozen=True)
@@ -106,10 +107,12 @@ class Checkpointer:
         hf_source: Path,
         *,
         dtype: str,
+        parameters: int,
         keep_last: int,
         milestone_steps: int = 0,
         asynchronous: bool = False,
         on_saved: Callable[[SaveReport], None] = lambda report: None,
+        warn: Callable[[str], None] = lambda sentence: None,
     ) -> None:
         self.directory = Path(directory)
         self.hf_source = hf_source
@@ -118,11 +121,23 @@ class Checkpointer:
         self.milestone_steps = milestone_steps
         self.queue = AsyncCallsQueue(persistent=False) if asynchronous else None
         self.on_saved = on_saved
+        self.warn = warn
+        # Weights, and in fp32 the masters and Adam's two moments.
+        self.expected_bytes = parameters * (_DTYPE_BYTES[dtype] + 3 * 4)
         self.rank = torch.distributed.get_rank()
 
-    def save(self, trainee: Trainee, progress: Progress) -> None:
-        """Write a checkpoint; in the background if asked. All ranks call it at the same step."""
+    def save(self, trainee: Trainee, progress: Progress, *, required: bool = False) -> None:
+        """Write a checkpoint; in the background if asked. All ranks call it at the same step.
+
+        Where the disk lacks room the save is skipped with a warning and training goes on; a `required` one (the last
+        of the run) raises UserError.
+        """
         self.wait()
+        if problem := self._no_room():
+            if required:
+                raise UserError(f"step {progress.step} cannot be saved: {problem}")
+            self.warn(f"step {progress.step} is not saved: {problem}")
+            return
         started = time.monotonic()
         final = self.directory / checkpoint_name(progress.step)
         aside = self.directory / f".{final.name}.partial"
@@ -136,6 +151,17 @@ class Checkpointer:
             request.execute_sync()
         else:
             self.queue.schedule_async_request(request)
+
+    def _no_room(self) -> str | None:
+        """Rank 0 looks, all ranks hear the same answer."""
+        answer: list[str | None] = [None]
+        if self.rank == 0:
+            try:
+                layout.ensure_free_space(self.directory, self.expected_bytes)
+            except UserError as e:
+                answer = [str(e)]
+        torch.distributed.broadcast_object_list(answer, src=0)
+        return answer[0]
 
     def _request(self, trainee: Trainee, aside: Path) -> AsyncRequest:
         for chunk in trainee.chunks:
@@ -193,17 +219,21 @@ class Checkpointer:
         if self.queue is not None:
             self.queue.maybe_finalize_async_calls(blocking=True)
 
-    def newest_sound(self, warn: Callable[[str], None]) -> Path | None:
+    def newest_sound(self) -> Path | None:
         """The newest checkpoint whose files match its manifest; every rank checks a share of each.
 
+        What a killed save left behind is removed on the way.
         Raises UserError if there are checkpoints and none is sound: starting over would hide the loss.
         """
+        if self.rank == 0:
+            for torn in self.directory.glob(".step_*.partial"):
+                shutil.rmtree(torn)
         found = list_checkpoints(self.directory)
         for path in reversed(found):
             problem = self._problem(path)
             if problem is None:
                 return path
-            warn(f"{problem}; going back to the checkpoint before it")
+            self.warn(f"{problem}; going back to the checkpoint before it")
         if found:
             raise UserError(
                 f"none of the {len(found)} checkpoints in {self.directory} is sound; move them away to start anew"

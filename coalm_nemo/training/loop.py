@@ -62,13 +62,13 @@ class Loop:
                 self.checkpointer.poll()
                 self._maybe_evaluate(step)
                 if self._save_due(step) or result.stop_asked:
-                    self.checkpointer.save(self.trainee, progress)
+                    self.checkpointer.save(self.trainee, progress, required=result.stop_asked)
                     saved = step
                 if result.stop_asked and step < self.total_steps:
                     status = "stopped"
                     break
             if status == "finished" and self.run_config.checkpoint.save_final and saved != step:
-                self.checkpointer.save(self.trainee, progress)
+                self.checkpointer.save(self.trainee, progress, required=True)
             self.checkpointer.wait()
         return RunEnd(status, step, time.monotonic() - started)
 

@@ -70,12 +70,14 @@ def _train(
         Path(run.run.dir) / "checkpoints",
         prepared.hf_source,
         dtype={"fp32": "float32", "bf16": "bfloat16"}[run.precision.dtype],
+        parameters=llama.num_parameters(),
         keep_last=run.checkpoint.keep_last,
         milestone_steps=run.checkpoint.milestone_interval_steps,
         asynchronous=run.checkpoint.async_save,
         on_saved=lambda s: _tell_saved(callbacks, SaveNote(s.step, str(s.path), s.size_bytes, s.seconds)),
+        warn=lambda sentence: _warn(callbacks, sentence),
     )
-    newest = checkpointer.newest_sound(lambda s: _warn(callbacks, s)) if run.checkpoint.resume else None
+    newest = checkpointer.newest_sound() if run.checkpoint.resume else None
     if not newest:
         checkpointer.refuse_unsound(prepared.base)
     trainee = build_trainee(
