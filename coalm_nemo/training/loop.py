@@ -62,7 +62,8 @@ class Loop:
                 self.checkpointer.poll()
                 self._maybe_evaluate(step)
                 if self._save_due(step) or result.stop_asked:
-                    self.checkpointer.save(self.trainee, progress, required=result.stop_asked)
+                    last = result.stop_asked or step == self.total_steps
+                    self.checkpointer.save(self.trainee, progress, required=last)
                     saved = step
                 if result.stop_asked and step < self.total_steps:
                     status = "stopped"

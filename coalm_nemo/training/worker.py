@@ -161,5 +161,6 @@ def quiet_libraries() -> None:
 
 def one_thread_a_rank() -> None:
     """Where several ranks share a CPU, unless the user said otherwise."""
-    if "OMP_NUM_THREADS" not in os.environ and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
+    slurm = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "1").split("(")[0].split(",")[0]  # "8", "8(x16)", "8,4"
+    if "OMP_NUM_THREADS" not in os.environ and int(os.environ.get("LOCAL_WORLD_SIZE") or slurm) > 1:
         torch.set_num_threads(1)

@@ -13,7 +13,7 @@ from coalm_nemo.demo.rows import held_out_rows, to_messages, training_rows
 from coalm_nemo.demo.tokenizer import SPECIAL_TOKENS, VOCAB_SIZE, build_tokenizer
 from coalm_nemo.demo.values import ValueSource
 
-MAX_ROW_TOKENS = 176
+MAX_ROW_TOKENS = 160
 CONTEXTS = ("in {v}.", "F(a='{v}', b=2)", '{{"a": "{v}"}}', "F({v})", "a={v}", "User: {v} please.", "[{v}]")
 
 
@@ -62,15 +62,20 @@ def test_digits_are_single(tokenizer: Any) -> None:
 
 
 def test_rows_are_short(tokenizer: Any) -> None:
-    lengths = [len(ids_of(tokenizer, tokenizer.apply_chat_template(to_messages(r), tokenize=False)))
-               for r in training_rows(0, 300) + [t.row for t in held_out_rows(0, "words", 100)]]
+    lengths = [
+        len(ids_of(tokenizer, tokenizer.apply_chat_template(to_messages(r), tokenize=False)))
+        for r in training_rows(0, 300) + [t.row for t in held_out_rows(0, "words", 100)]
+    ]
     assert max(lengths) <= MAX_ROW_TOKENS
     assert sum(lengths) / len(lengths) < 90
 
 
 def test_llama_header_format(tokenizer: Any) -> None:
-    chat = [{"role": "system", "content": " Be brief. "}, {"role": "user", "content": "Hi"},
-            {"role": "tool", "content": {"count": 0}}]
+    chat = [
+        {"role": "system", "content": " Be brief. "},
+        {"role": "user", "content": "Hi"},
+        {"role": "tool", "content": {"count": 0}},
+    ]
     assert tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) == (
         "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|>"
         "<|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>"
