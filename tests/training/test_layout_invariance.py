@@ -21,6 +21,10 @@ LAYOUTS: dict[str, tuple[int, list[str]]] = {
     "tp2_sp": (2, ["parallel.tensor=2"]),
     "pp2": (2, ["parallel.pipeline=2"]),
     "pp2_vp2": (2, ["parallel.pipeline=2", "parallel.virtual_pipeline=2"]),
+    "pp2_vp3_embedding_and_loss_counted": (
+        2,
+        ["parallel.pipeline=2", "parallel.virtual_pipeline=3", "parallel.count_embedding_and_loss=true"],
+    ),
     "cp2": (2, ["parallel.context=2"]),
     "dp2": (2, []),
     "dp2_plain_optimizer": (2, ["parallel.distributed_optimizer=false"]),
@@ -125,3 +129,25 @@ def test_packed_rows_give_the_loss_of_the_same_rows_unpacked(
     assert ours["supervised_tokens"] == theirs["supervised_tokens"]
     assert ours["lm_loss"] == pytest.approx(theirs["lm_loss"], rel=0, abs=1e-6)
     assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=TOLERANCE)
+
+
+def test_a_padded_vocabulary_takes_no_part_in_the_loss(ranks_pool: Any, rows_file: Path, tmp_path: Path) -> None:
+    """321 entries do not divide by TP2: one is added, and must not compete for probability."""
+    from tests.tiny_llama import make_tiny_llama
+
+    model = make_tiny_llama(tmp_path / "model", vocab_size=321, num_layers=4)
+    curves = []
+    for name, nproc, words in (("whole", 1, []), ("padded", 2, ["parallel.tensor=2"])):
+        assert ranks_pool.train(configure(model, rows_file, tmp_path / name, *words), nproc) == [0] * nproc
+        curves.append([(s["lm_loss"], s["grad_norm"]) for s in read_steps(tmp_path / name / "metrics.jsonl")])
+    for (loss, norm), (other_loss, other_norm) in zip(*curves, strict=True):
+        assert loss == pytest.approx(other_loss, abs=TOLERANCE)
+        assert norm == pytest.approx(other_norm, rel=TOLERANCE)
+
+
+def test_bf16_stays_close_to_fp32(reference: Any, ranks_pool: Any, rows_file: Path, tiny_llama: Path, tmp_path: Path) -> None:
+    words = ["precision.dtype=bf16", "parallel.tensor=2", "parallel.pipeline=2"]
+    assert ranks_pool.train(configure(tiny_llama, rows_file, tmp_path, *words), 4) == [0] * 4
+    losses = [s["lm_loss"] for s in read_steps(tmp_path / "metrics.jsonl")]
+    assert losses == pytest.approx(reference[False].losses, rel=5e-3)
+    assert losses != pytest.approx(reference[False].losses, rel=1e-7), "bf16 was asked for and fp32 ran"
