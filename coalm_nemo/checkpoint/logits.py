@@ -62,7 +62,9 @@ def hf_logits(hf_dir: Path, prompts: list[torch.Tensor]) -> list[torch.Tensor]:
     """transformers' logits, fp32 [s, vocab] a prompt."""
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(str(hf_dir), dtype=torch.float32, local_files_only=True)
     with torch.no_grad():
         return [model(input_ids=p).logits[0] for p in prompts]
@@ -88,15 +90,16 @@ def single_rank_model(llama: LlamaConfig, ckpt: Path) -> Iterator[Any]:
     """The checkpoint as a megatron-core model in fp32 on the CPU of this process, in a world of one rank."""
     import torch
 
+    from coalm_nemo.training.worker import quiet_libraries
+
+    quiet_libraries()  # before megatron-core is imported: it warns then
     from coalm_nemo.config import RunConfig
     from coalm_nemo.models.gpt import build_chunks
     from coalm_nemo.platform import choose_platform
     from coalm_nemo.training.checkpointing import load_model_state
     from coalm_nemo.training.ranks import Ranks
     from coalm_nemo.training.setup import start_process_groups, stop_process_groups
-    from coalm_nemo.training.worker import quiet_libraries
 
-    quiet_libraries()
     run = RunConfig()
     run.precision.dtype = "fp32"
     platform = choose_platform("cpu")

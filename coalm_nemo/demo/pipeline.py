@@ -23,7 +23,7 @@ from coalm_nemo.errors import UserError
 
 NANO_BASE = Path(__file__).parent / "nano_base"
 TRAINING_SEED, HELD_OUT_SEED = 1, 1001
-TRAINING_DIALOGUES, HELD_OUT_DIALOGUES = 6000, 48
+TRAINING_DIALOGUES, HELD_OUT_DIALOGUES = 6000, 120
 SPLIT_NAMES = {"combinations": "unseen combinations", "words": "unseen words", "names": "unseen real names"}
 METRICS = {"calls": "call accuracy", "joint_goal": "joint goal accuracy", "refusals": "refusal accuracy"}
 

@@ -84,6 +84,9 @@ def load_model(hf_dir: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model in fp32 on the CPU, and its tokenizer, padding on the left as generation needs it."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
     tokenizer = AutoTokenizer.from_pretrained(hf_dir, padding_side="left")
     return AutoModelForCausalLM.from_pretrained(hf_dir, dtype=torch.float32).eval(), tokenizer

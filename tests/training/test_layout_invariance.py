@@ -145,7 +145,9 @@ def test_a_padded_vocabulary_takes_no_part_in_the_loss(ranks_pool: Any, rows_fil
         assert norm == pytest.approx(other_norm, rel=TOLERANCE)
 
 
-def test_bf16_stays_close_to_fp32(reference: Any, ranks_pool: Any, rows_file: Path, tiny_llama: Path, tmp_path: Path) -> None:
+def test_bf16_stays_close_to_fp32(
+    reference: Any, ranks_pool: Any, rows_file: Path, tiny_llama: Path, tmp_path: Path
+) -> None:
     words = ["precision.dtype=bf16", "parallel.tensor=2", "parallel.pipeline=2"]
     assert ranks_pool.train(configure(tiny_llama, rows_file, tmp_path, *words), 4) == [0] * 4
     losses = [s["lm_loss"] for s in read_steps(tmp_path / "metrics.jsonl")]
