@@ -28,6 +28,6 @@ lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# Rebuild the demo's base from nothing: about ten minutes on two cores.
+# Rebuild the demo's base from nothing: about eight minutes on two cores.
 nano-base: .venv/ready
 	$(BIN)/python -m coalm_nemo.demo.rebuild_base --out runs/nano_base-$(STAMP)

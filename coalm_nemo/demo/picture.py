@@ -7,6 +7,7 @@ from typing import Any
 
 from coalm_nemo.training.callbacks.metrics_file import read_steps
 
+AXIS_LABELS = {"combinations": "unseen\ncombi-\nnations", "words": "unseen\nwords", "names": "unseen\nreal\nnames"}
 BEFORE, AFTER, GRID = "#b8bec6", "#2f6db5", "#e4e7eb"
 
 
@@ -40,7 +41,7 @@ def draw_loss(axes: Any, metrics: Path) -> None:
     axes.grid(color=GRID)
 
 
-def running_mean(values: list[float], keep: float = 0.95) -> list[float]:
+def running_mean(values: list[float], keep: float = 0.9) -> list[float]:
     """Exponential mean, corrected for its start as Adam's moments are."""
     out, mean = [], 0.0
     for count, value in enumerate(values, 1):
@@ -59,7 +60,7 @@ def draw_scores(axes: Any, result: dict[str, Any]) -> None:
         heights = [result[name][split][metric]["percent"] for metric, split in bars]
         drawn = axes.bar([p + shift for p in places], heights, width=0.38, color=color, label=name)
         axes.bar_label(drawn, fmt="%.0f", fontsize=8, color="#444444")
-    axes.set_xticks(places, [SPLIT_NAMES[s].replace("unseen ", "unseen\n") for _, s in bars], fontsize=7.5)
+    axes.set_xticks(places, [AXIS_LABELS[s] for _, s in bars], fontsize=8)
     for group, label in enumerate(METRICS.values()):
         middle = places[group * len(SPLIT_NAMES) + 1]
         axes.text(middle, 109, label, ha="center", fontsize=10)
