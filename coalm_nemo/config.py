@@ -83,6 +83,9 @@ class DataSection:
     """Part of `train` set aside by row hash where `validation` is empty."""
     packing: bool = False
     """Put whole rows side by side into sequences of `train.seq_len_tokens`; no row attends to another."""
+    pack_multiple: int = 8
+    """Row lengths are rounded up to this when packs are formed. Context parallelism pads rows to 2 x its size; a fixed
+    multiple keeps the packs, and so the order of rows, the same on every layout with 2 x context dividing it."""
     overlong: str = "error"
     """error | drop: what happens to a row longer than `train.seq_len_tokens`. Nothing is ever cut."""
     shuffle: bool = True

@@ -21,7 +21,7 @@ CHOICES = {
 }
 AT_LEAST_ONE = (
     "parallel.tensor", "parallel.pipeline", "parallel.virtual_pipeline", "parallel.context",
-    "batch.global_size", "batch.micro_size", "train.seq_len_tokens", "checkpoint.keep_last",
+    "batch.global_size", "batch.micro_size", "train.seq_len_tokens", "data.pack_multiple", "checkpoint.keep_last",
     "logging.console_interval_steps",
 )  # fmt: skip
 NOT_NEGATIVE = (
@@ -98,6 +98,11 @@ def _check_values(run: RunConfig) -> None:
         raise UserError("both train.steps and train.epochs are 0; set one of them")
     if run.train.steps and run.schedule.warmup_steps > run.train.steps:
         raise UserError(f"schedule.warmup_steps ({run.schedule.warmup_steps}) is above train.steps ({run.train.steps})")
+    if run.data.packing and run.parallel.context > 1 and run.data.pack_multiple % (2 * run.parallel.context):
+        raise UserError(
+            f"data.pack_multiple={run.data.pack_multiple} must be a multiple of 2 x parallel.context = "
+            f"{2 * run.parallel.context}, into which context parallelism cuts every row"
+        )
     if run.data.packing and run.batch.micro_size != 1:
         raise UserError("data.packing=true wants batch.micro_size=1: raise train.seq_len_tokens for more rows a pass")
     if run.parallel.overlap_param_gather and not run.parallel.distributed_optimizer:

@@ -13,6 +13,7 @@ def coalm_demo() -> RunConfig:
     run.parallel.tensor = 2
     run.parallel.pipeline = 2
     run.data.packing = True
+    run.data.pack_multiple = 1  # no context parallelism here, and rows are short
     run.train.seq_len_tokens = 1024
     run.batch.global_size = 4
     run.train.steps = 1150

@@ -9,10 +9,12 @@ def pack_rows(lengths: np.ndarray, capacity: int, multiple: int = 1) -> list[lis
     """First-fit decreasing: row lengths [N] -> packs, each a list of row indices.
 
     Every row is in exactly one pack, and a pack's lengths, each rounded up to `multiple` (context parallelism cuts rows
-    evenly), add up to at most `capacity`. The same input gives the same packs.
+    evenly; to no more than the capacity), add up to at most `capacity`. The same input gives the same packs.
     First-fit decreasing needs at most 11/9 of the fewest possible packs (Johnson 1973).
     """
-    rounded = -(-np.asarray(lengths) // multiple) * multiple
+    lengths = np.asarray(lengths)
+    rounded = -(-lengths // multiple) * multiple
+    rounded = np.where(lengths <= capacity, np.minimum(rounded, capacity), rounded)  # a row that just fits is a pack
     order = np.argsort(-rounded, kind="stable")
     packs: list[list[int]] = []
     room = _FirstFit(len(order), capacity)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from dataclasses import dataclass
 
@@ -47,8 +49,13 @@ class Feed:
     def _items(self) -> list[list[int]]:
         """Each item's rows: a pack, or a single row."""
         if self.run.data.packing:
-            return pack_rows(self.positions, self.run.train.seq_len_tokens, self.shape.row_multiple)
+            return pack_rows(self.positions, self.run.train.seq_len_tokens, self.run.data.pack_multiple)
         return [[i] for i in range(len(self.rows))]
+
+    def fingerprint(self) -> str:
+        """Hash of what decides which row comes when: rows, packs, seed. A run resumes only where it is the same."""
+        order = [self.rows.fingerprint, self.run.run.seed, self.shuffle, self.items if self.run.data.packing else None]
+        return hashlib.sha256(json.dumps(order).encode()).hexdigest()
 
     def fill(self) -> float:
         """Real tokens a position, over packs; 1.0 without packing (padding depends on the batch)."""

@@ -6,6 +6,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -20,6 +21,9 @@ from coalm_nemo.training.callbacks.base import Callback, RunStart, SaveNote
 from coalm_nemo.training.prepare import Prepared, prepare, read_llama
 from coalm_nemo.training.ranks import Ranks, first_rank_does, meet, ranks_from_environment
 from coalm_nemo.validate import Layout, check_run
+
+if TYPE_CHECKING:
+    from coalm_nemo.training.checkpointing import Progress
 
 EXIT_CODES = {"finished": 0, "stopped": EXIT_STOPPED, "non-finite": EXIT_NON_FINITE}
 
@@ -83,10 +87,10 @@ def _train(
     trainee = build_trainee(
         llama, run, platform, steps, lambda m: None if newest else load_model_state(m, prepared.base)
     )
-    progress = Progress(0, 0, feed.rows.fingerprint)
+    progress = Progress(0, 0, feed.fingerprint())
     if newest:
         progress = checkpointer.restore(trainee, newest)
-        _check_same_data(progress, feed.rows, newest)
+        _check_same_data(progress, feed, newest)
     trainee.scheduler.step(increment=progress.step)
     start = RunStart(
         run, layout, len(feed.rows), len(feed.items), feed.fill(), progress.step, steps, warmup_steps(run, steps)
@@ -144,12 +148,12 @@ def _warn(callbacks: list[Callback], sentence: str) -> None:
         callback.on_warning(sentence)
 
 
-def _check_same_data(progress: object, rows: TokenRows, checkpoint: Path) -> None:
-    saved = getattr(progress, "data_fingerprint", "")
-    if saved and saved != rows.fingerprint:
+def _check_same_data(progress: Progress, feed: feeding.Feed, checkpoint: Path) -> None:
+    if progress.data_fingerprint != feed.fingerprint():
         raise UserError(
-            f"{checkpoint} was trained on other rows (or another tokenizer) than data.train holds now; "
-            "use another run.dir, or start from it with model.checkpoint"
+            f"{checkpoint} was trained on other rows than data.train gives now (or in another order: tokenizer, run.seed, "
+            "data.packing, data.pack_multiple and train.seq_len_tokens decide it); use another run.dir, or start from it "
+            "with model.checkpoint"
         )
 
 

@@ -72,6 +72,22 @@ def test_resume_on_another_layout(
     assert_same_curve(tmp_path, uninterrupted)
 
 
+def test_packed_rows_keep_their_order_over_a_change_of_layout(
+    ranks_pool: Any, tiny_llama: Path, rows_file: Path, tmp_path: Path
+) -> None:
+    """Context parallelism pads rows inside a pack; which rows share a pack must not depend on it."""
+    packed = ["data.packing=true", "batch.global_size=2", "checkpoint.keep_last=6"]
+    assert ranks_pool.train(configure(tiny_llama, rows_file, tmp_path / "whole", *packed), 1) == [0]
+    assert ranks_pool.train(configure(tiny_llama, rows_file, tmp_path / "cut", *packed), 1) == [0]
+    for step in (4, 5, 6):
+        shutil.rmtree(tmp_path / "cut" / "checkpoints" / f"step_{step:08d}")
+    run = configure(tiny_llama, rows_file, tmp_path / "cut", *packed, *CP2[1])
+    assert ranks_pool.train(run, 2) == [0, 0]
+    assert_same_curve(tmp_path / "cut", tmp_path / "whole")
+    changed = configure(tiny_llama, rows_file, tmp_path / "cut", *packed, "train.steps=8", "data.pack_multiple=1")
+    assert ranks_pool.train(changed, 1) == [EXIT_USER_ERROR]
+
+
 def test_resume_from_an_asynchronous_save(
     uninterrupted: Path, ranks_pool: Any, tiny_llama: Path, rows_file: Path, tmp_path: Path
 ) -> None:
