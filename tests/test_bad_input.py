@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import re
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 from coalm_nemo import cli
+from coalm_nemo.checkpoint.layout import write_manifest
 from coalm_nemo.errors import EXIT_USER_ERROR
 from tests.tiny_llama import CHAT_TEMPLATE, make_tiny_llama
 
@@ -481,6 +483,25 @@ def test_train_from_a_checkpoint_with_a_flipped_byte(desk: Desk, checkpoint: Pat
     largest.write_bytes(content)
     code, error = run_apart(starting_from(desk, checkpoint))
     desk.check(code, error, f"{largest.name} is corrupt: its SHA-256 is not the one in manifest.json")
+
+
+class Intruder:
+    """Pickled into a checkpoint's metadata, it would make a file when it is loaded."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.mkdir, (str(self.mark),))
+
+
+def test_nothing_in_a_checkpoint_is_run(desk: Desk, checkpoint: Path) -> None:
+    mark = desk.path / "was-here"
+    (checkpoint / ".metadata").write_bytes(pickle.dumps(Intruder(mark)))
+    write_manifest(checkpoint)
+    code, error = run_apart(starting_from(desk, checkpoint))
+    desk.check(code, error, "metadata")
+    assert not mark.exists()
 
 
 # No room on the disk.

@@ -48,7 +48,7 @@ class DemoPaths:
 
     @property
     def tuned(self) -> Path:
-        return self.out / "coalm_nano"
+        return self.out / "coalm"
 
 
 def run_demo(out: Path, nproc: int = 4, seed: int = 0) -> dict[str, Any]:

@@ -87,6 +87,7 @@ def load_model(hf_dir: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
 
     tokenizer = AutoTokenizer.from_pretrained(hf_dir, padding_side="left")
     return AutoModelForCausalLM.from_pretrained(hf_dir, dtype=torch.float32).eval(), tokenizer

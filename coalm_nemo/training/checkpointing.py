@@ -21,6 +21,7 @@ from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQu
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 
 from coalm_nemo.checkpoint import layout
+from coalm_nemo.checkpoint.torch_dist import read_metadata
 from coalm_nemo.errors import UserError
 from coalm_nemo.models.gpt import LlamaModel
 from coalm_nemo.training.setup import Trainee, inner_optimizers
@@ -246,8 +247,12 @@ class Checkpointer:
             raise UserError(problem)
 
     def _problem(self, path: Path) -> str | None:
+        """Damaged, or not to be trusted: torch would run whatever the pickle `.metadata` names, so it is read first by
+        our own reader, which runs nothing."""
         try:
             layout.check_manifest(path, full=True, share=(self.rank, torch.distributed.get_world_size()))
+            if self.rank == 0:
+                read_metadata(path)
             mine = None
         except UserError as e:
             mine = str(e)

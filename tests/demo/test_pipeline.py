@@ -23,7 +23,7 @@ def test_the_job_on_own_checkpoint_and_rows(tiny_llama: Path, tmp_path: Path) ->
     assert 1 <= len(result["items"]) <= 32
     lines = [json.loads(line) for line in (tmp_path / "out" / "run" / "metrics.jsonl").read_text().splitlines()]
     assert any("validation_loss" in line for line in lines)
-    assert (tmp_path / "out" / "coalm_nano" / "model.safetensors").is_file()
+    assert (tmp_path / "out" / "coalm" / "model.safetensors").is_file()
 
 
 def test_own_rows_that_are_too_few_are_refused(tiny_llama: Path, tmp_path: Path) -> None:
