@@ -134,10 +134,14 @@ def _resolve(address: str) -> None:
         time.sleep(0.5)
 
 
+class ToldByRankZero(UserError):
+    """Rank 0's own error, raised here too: rank 0 prints it."""
+
+
 def first_rank_does(store: Any, ranks: Ranks, name: str, work: Callable[[], str]) -> str:
     """Rank 0 does `work`, the others wait for its answer, however long it takes: no process group can time out.
 
-    A UserError on rank 0 is raised on every rank.
+    A UserError on rank 0 is raised on every rank; on the others as ToldByRankZero.
     """
     key = f"coalm/{name}"
     if ranks.first:
@@ -154,7 +158,7 @@ def first_rank_does(store: Any, ranks: Ranks, name: str, work: Callable[[], str]
     if not ranks.first:
         store.add(f"{key}/read", 1)
     if kind == "user":
-        raise UserError(text)
+        raise ToldByRankZero(text)
     if kind == "fail":
         raise RuntimeError(f"rank 0 failed: {text}")
     return str(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import warnings
 from pathlib import Path
@@ -19,7 +20,7 @@ from coalm_nemo.platform import Platform, choose_platform
 from coalm_nemo.training import feed as feeding
 from coalm_nemo.training.callbacks.base import Callback, RunStart, SaveNote
 from coalm_nemo.training.prepare import Prepared, prepare, read_llama
-from coalm_nemo.training.ranks import Ranks, first_rank_does, meet, ranks_from_environment
+from coalm_nemo.training.ranks import Ranks, ToldByRankZero, first_rank_does, meet, ranks_from_environment
 from coalm_nemo.validate import Layout, check_run
 
 if TYPE_CHECKING:
@@ -29,7 +30,10 @@ EXIT_CODES = {"finished": 0, "stopped": EXIT_STOPPED, "non-finite": EXIT_NON_FIN
 
 
 def run_worker(run: RunConfig) -> int:
-    """Train on this rank; returns the exit code. A UserError is printed once, by rank 0."""
+    """Train on this rank; returns the exit code.
+
+    A UserError is printed by rank 0, and by one rank of a node that has a trouble of its own (a path that is not there).
+    """
     ranks = ranks_from_environment()
     quiet_libraries()
     one_thread_a_rank()
@@ -38,6 +42,8 @@ def run_worker(run: RunConfig) -> int:
     except UserError as e:
         if ranks.first:
             print(f"coalm train: {e}", file=sys.stderr)
+        elif ranks.local_rank == 0 and not isinstance(e, ToldByRankZero):
+            print(f"coalm train: {e} (rank {ranks.rank} on {socket.gethostname()})", file=sys.stderr)
         return EXIT_USER_ERROR
 
 

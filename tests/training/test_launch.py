@@ -96,3 +96,19 @@ def test_random_weights_do_not_depend_on_the_layout(
         assert ranks_pool.train(run, nproc) == [0] * nproc
         curves.append([s["lm_loss"] for s in read_steps(tmp_path / name / "metrics.jsonl")])
     assert curves[0] == pytest.approx(curves[1], abs=2e-6)
+
+
+def test_a_node_with_a_trouble_of_its_own_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rank 2, the first of the second node, does not find the model that the other node has."""
+    from coalm_nemo.training.worker import run_worker
+
+    run = build_config(
+        load_recipe("coalm_tiny"), [], words(tmp_path / "not-here", tmp_path / "rows.jsonl", tmp_path / "run")
+    )
+    for rank, local, printed in ((2, 0, 1), (3, 1, 0)):
+        for name, value in (("RANK", rank), ("LOCAL_RANK", local), ("WORLD_SIZE", 4)):
+            monkeypatch.setenv(name, str(value))
+        assert run_worker(run) == 2
+        assert capsys.readouterr().err.count("not-here") == printed
