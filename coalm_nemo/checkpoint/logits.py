@@ -13,7 +13,6 @@ from coalm_nemo.models.llama import LlamaConfig, load_llama_config
 if TYPE_CHECKING:
     import torch
 
-PROMPTS = 4
 TOLERANCE = 1e-4
 """Largest allowed difference relative to the largest logit: what fp32 sums in another order come to, with room."""
 

@@ -24,6 +24,7 @@ from coalm_nemo.checkpoint import layout
 from coalm_nemo.checkpoint.torch_dist import read_metadata
 from coalm_nemo.errors import UserError
 from coalm_nemo.models.gpt import LlamaModel
+from coalm_nemo.training.callbacks.base import SaveNote
 from coalm_nemo.training.setup import Trainee, inner_optimizers
 
 SHARDING = {"distrib_optim_sharding_type": "fully_reshardable"}
@@ -40,16 +41,6 @@ class Progress:
     consumed_items: int
     """Rows (packs) seen since the start: the sampler's position."""
     data_fingerprint: str
-
-
-@dataclass(frozen=True)
-class SaveReport:
-    """What a save cost."""
-
-    path: Path
-    step: int
-    size_bytes: int
-    seconds: float
 
 
 def checkpoint_name(step: int) -> str:
@@ -112,7 +103,7 @@ class Checkpointer:
         keep_last: int,
         milestone_steps: int = 0,
         asynchronous: bool = False,
-        on_saved: Callable[[SaveReport], None] = lambda report: None,
+        on_saved: Callable[[SaveNote], None] = lambda note: None,
         warn: Callable[[str], None] = lambda sentence: None,
     ) -> None:
         self.directory = Path(directory)
@@ -201,7 +192,7 @@ class Checkpointer:
         layout.fsync_path(self.directory)
         self._prune()
         size = sum(p.stat().st_size for p in final.rglob("*") if p.is_file())
-        self.on_saved(SaveReport(final, progress.step, size, time.monotonic() - started))
+        self.on_saved(SaveNote(progress.step, str(final), size, time.monotonic() - started))
 
     def _prune(self) -> None:
         """Delete what is older than the last K and no milestone."""

@@ -70,7 +70,9 @@ def prepare(run: RunConfig, llama: LlamaConfig) -> Prepared:
 def _prepare_data(run: RunConfig, llama: LlamaConfig, source: Path) -> tuple[Path, Path | None]:
     if not run.data.train:
         raise UserError("give data.train=ROWS.jsonl")
-    key = _digest(_file_key(run.data.train), _file_key(run.data.validation), _tokenizer_key(source), _data_options(run))
+    key = _digest(
+        _file_key(run.data.train), _file_key(run.data.validation), _tokenizer_key(source), _data_options(run, llama)
+    )
     train, validation = Path(run.run.dir) / "data" / f"train-{key}", Path(run.run.dir) / "data" / f"validation-{key}"
     if not train.is_dir():
         rows, held_out = _read_split(run)
@@ -160,8 +162,9 @@ def _tokenizer_key(source: Path) -> str:
     return "|".join(_file_key(str(p)) for p in sorted(source.glob("*token*")) + sorted(source.glob("chat_template*")))
 
 
-def _data_options(run: RunConfig) -> str:
-    return f"{run.train.seq_len_tokens}:{run.data.overlong}:{run.train.empty_rows}:{run.data.validation_fraction}"
+def _data_options(run: RunConfig, llama: LlamaConfig) -> str:
+    limits = f"{run.train.seq_len_tokens}:{llama.max_positions}:{llama.vocab_size}"
+    return f"{limits}:{run.data.overlong}:{run.train.empty_rows}:{run.data.validation_fraction}"
 
 
 def _digest(*parts: str) -> str:

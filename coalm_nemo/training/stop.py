@@ -14,7 +14,6 @@ class StopFlag:
 
     def __init__(self) -> None:
         self.asked = False
-        self.signal_name = ""
         self._old: dict[int, Any] = {}
 
     def __enter__(self) -> StopFlag:
@@ -28,4 +27,3 @@ class StopFlag:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
-        self.signal_name = signal.Signals(number).name

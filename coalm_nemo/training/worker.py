@@ -84,7 +84,7 @@ def _train(
         keep_last=run.checkpoint.keep_last,
         milestone_steps=run.checkpoint.milestone_interval_steps,
         asynchronous=run.checkpoint.async_save,
-        on_saved=lambda s: _tell_saved(callbacks, SaveNote(s.step, str(s.path), s.size_bytes, s.seconds)),
+        on_saved=lambda note: _tell_saved(callbacks, note),
         warn=lambda sentence: _warn(callbacks, sentence),
     )
     newest = checkpointer.newest_sound() if run.checkpoint.resume else None
