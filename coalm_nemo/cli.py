@@ -18,6 +18,8 @@ app = typer.Typer(
 )
 convert_app = typer.Typer(help="Hugging Face Llama <-> Megatron checkpoint.", no_args_is_help=True)
 app.add_typer(convert_app, name="convert")
+data_app = typer.Typer(help="Training sets, built from their sources.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
 
 
 def main() -> None:
@@ -81,6 +83,72 @@ def demo(
     from coalm_nemo.demo.pipeline import run_demo
 
     run_demo(out)
+
+
+@data_app.command("build")
+def data_build(
+    out: Annotated[Path, typer.Option(help="Directory to write.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[key=value ...]", help="Changes, such as sources.sgd.optional_slots=true."),
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML: tokenizer, options, sources.")] = None,
+    source: Annotated[list[str] | None, typer.Option(help="KIND=PATH; may be given more than once.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="Hugging Face directory of the model to train.")] = None,
+    seq_len_tokens: Annotated[int | None, typer.Option(help="Length of packs, and the longest row.")] = None,
+    loss: Annotated[str | None, typer.Option(help="last | all assistant turns.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of maskings, phrasings and the blend.")] = None,
+    against: Annotated[
+        list[str] | None, typer.Option(help="File of evaluation items; may be given more than once.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Worker processes (0: one a core).")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
+) -> None:
+    """Build a training set: rows from their sources, rendered, masked, tokenised and packed.
+
+    The same inputs and seed give the same bytes; a finished set that is already what was asked for is used again.
+    Kinds of source: released, snips, hammer, toolace, sgd, multiwoz, chat.
+
+    Example: coalm data build --source sgd=data/sgd/train --source chat=mine.jsonl --tokenizer Llama-3.1-8B-Instruct
+    --out sets/mine
+    """
+    from coalm_nemo.data.command import build_command
+
+    given = {"tokenizer": tokenizer, "seq_len_tokens": seq_len_tokens, "loss": loss, "seed": seed, "against": against}
+    build_command(out, config, source or [], overrides or [], given, workers, as_json)
+
+
+@data_app.command("show")
+def data_show(
+    directory: Annotated[Path, typer.Argument(help="A set of `coalm data build`.")],
+    rows: Annotated[int, typer.Option(min=1, help="How many, drawn at random.")] = 3,
+    seed: Annotated[int, typer.Option(help="Of the drawing.")] = 0,
+    source: Annotated[str | None, typer.Option(help="Only rows of this source.")] = None,
+    packs: Annotated[bool, typer.Option("--packs", help="Whole packs instead, with the rows' boundaries.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
+) -> None:
+    """Print rows as the model sees them: what it reads, and in colour what it learns to write.
+
+    Example: coalm data show sets/mine --rows 5 --source sgd
+    """
+    from coalm_nemo.data.show import show_command
+
+    show_command(directory, rows, seed, source, packs, as_json)
+
+
+@data_app.command("stats")
+def data_stats(
+    directory: Annotated[Path, typer.Argument(help="A set of `coalm data build`.")],
+    picture: Annotated[Path | None, typer.Option(help="PNG to write; DIRECTORY.png if not given.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
+) -> None:
+    """Rows, tokens, supervised share and drops by source, and a picture of lengths, shares and fill.
+
+    Example: coalm data stats sets/mine
+    """
+    from coalm_nemo.data.stats import stats_command
+
+    stats_command(directory, picture, as_json)
 
 
 @convert_app.command("import")

@@ -77,15 +77,18 @@ class DataSection:
     """Rows to learn from."""
 
     train: str = ""
-    """JSONL: `messages`, or `instruction`/`input`/`output`, or `text` (every token supervised)."""
+    """A set of `coalm data build`, or JSONL: `messages`, or `instruction`/`input`/`output`, or `text` (every token
+    supervised)."""
     validation: str = ""
+    """The same forms."""
     validation_fraction: float = 0.0
     """Part of `train` set aside by row hash where `validation` is empty."""
     packing: bool = False
     """Put whole rows side by side into sequences of `train.seq_len_tokens`; no row attends to another."""
-    pack_multiple: int = 8
+    pack_multiple: int = 4
     """Row lengths are rounded up to this when packs are formed. Context parallelism pads rows to 2 x its size; a fixed
-    multiple keeps the packs, and so the order of rows, the same on every layout with 2 x context dividing it."""
+    multiple keeps the packs, and so the order of rows, the same on every layout with 2 x context dividing it. A set's
+    own packs are used if they were made with the same."""
     overlong: str = "error"
     """error | drop: what happens to a row longer than `train.seq_len_tokens`. Nothing is ever cut."""
     shuffle: bool = True

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from coalm_nemo.data.sampler import NO_ITEM
-from coalm_nemo.data.tokens import TokenRows
+from coalm_nemo.data.tokens import RowSet
 from coalm_nemo.models.context_parallel import zigzag_order
 
 
@@ -54,7 +54,7 @@ class MicroBatch:
 
 
 def build_micro_batch(
-    rows: TokenRows, items: list[list[int]], length: int, shape: Shape, device: torch.device
+    rows: RowSet, items: list[list[int]], length: int, shape: Shape, device: torch.device
 ) -> MicroBatch:
     """`items`: for every sequence of the micro-batch the rows it holds (one, unless packed; none: all padding)."""
     sequences = [_lay_sequence(rows, group, length, shape) for group in items]
@@ -69,7 +69,7 @@ def build_micro_batch(
     return MicroBatch(put["tokens"], put["labels"], put["mask"], put["positions"], packed)
 
 
-def _lay_sequence(rows: TokenRows, group: list[int], length: int, shape: Shape) -> dict[str, Any]:
+def _lay_sequence(rows: RowSet, group: list[int], length: int, shape: Shape) -> dict[str, Any]:
     """Rows side by side from the left, the rest padding. `edges` are the rows' boundaries, the padding a row too."""
     tokens, labels = np.zeros(length, dtype=np.int64), np.zeros(length, dtype=np.int64)
     mask, positions = np.zeros(length, dtype=np.float32), np.zeros(length, dtype=np.int64)

@@ -22,17 +22,30 @@ END_OF_TURN = ("<|eot_id|>", "<|eom_id|>")
 
 def load_tokenizer(hf_dir: Path) -> Any:
     """transformers' tokenizer of an HF directory. Raises UserError where there is none or it lacks a chat template."""
-    from transformers import AutoTokenizer
-
     if not Path(hf_dir).is_dir():
         raise UserError(f"{hf_dir} is not a directory; model.hf_path must be a Hugging Face Llama directory")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(hf_dir), local_files_only=True)
+        tokenizer = _tokenizer_class(Path(hf_dir)).from_pretrained(str(hf_dir), local_files_only=True)
     except Exception as e:
         raise UserError(f"{hf_dir} has no usable tokenizer ({str(e).splitlines()[0][:200]})") from e
     if not getattr(tokenizer, "is_fast", False):
         raise UserError(f"{hf_dir}: tokenizer.json is missing; a fast tokenizer is needed")
     return tokenizer
+
+
+def _tokenizer_class(hf_dir: Path) -> Any:
+    """Llama 3 names the plain fast tokenizer, which loads without torch; any other is AutoTokenizer's to choose."""
+    try:
+        name = json.loads((hf_dir / "tokenizer_config.json").read_text(encoding="utf-8")).get("tokenizer_class")
+    except (OSError, ValueError, AttributeError):
+        name = None
+    if name in ("PreTrainedTokenizerFast", "TokenizersBackend") and (hf_dir / "tokenizer.json").is_file():
+        from transformers import PreTrainedTokenizerFast
+
+        return PreTrainedTokenizerFast
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer
 
 
 class ChatEncoder:

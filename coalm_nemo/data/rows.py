@@ -29,6 +29,8 @@ class Row:
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     loss_mask: list[int] | None = None
+    part: str = ""
+    """Which part of its source the row belongs to, where a source has parts (CRA action, CRA response, ...)."""
 
 
 def read_rows(path: Path) -> list[Row]:

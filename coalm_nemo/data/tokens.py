@@ -7,21 +7,36 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from coalm_nemo.checkpoint.layout import atomic_directory
 from coalm_nemo.data.chat import ChatEncoder
+from coalm_nemo.data.packing import Packs
 from coalm_nemo.data.rows import Row
 from coalm_nemo.errors import UserError
 
 
-@dataclass(frozen=True)
-class TokenRows:
-    """N rows of tokens, laid end to end.
+class RowSet(Protocol):
+    """What a run trains on: rows tokenised at its start (`TokenRows`), or a built set (`ShardSet`).
 
     A row of L tokens makes L-1 predictions and takes L-1 positions in a sequence.
     """
+
+    @property
+    def fingerprint(self) -> str: ...
+    def __len__(self) -> int: ...
+    def row(self, index: int) -> tuple[np.ndarray, np.ndarray]: ...
+    def row_id(self, index: int) -> str: ...
+    def positions(self) -> np.ndarray: ...
+    def supervised(self) -> np.ndarray: ...
+    def packs(self, capacity: int, multiple: int) -> Packs | None: ...
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """N rows of tokens, laid end to end, as `RowSet` says."""
 
     tokens: np.ndarray
     """int32 [total]"""
@@ -44,6 +59,20 @@ class TokenRows:
     def positions(self) -> np.ndarray:
         """Positions that each row takes: its tokens less one, int64 [N]."""
         return np.diff(self.offsets) - 1
+
+    def supervised(self) -> np.ndarray:
+        """Supervised predictions of each row (a row's first token is never predicted), int64 [N]."""
+        sums = np.concatenate([[0], np.cumsum(self.loss_mask, dtype=np.int64)])
+        per_row = sums[self.offsets[1:]] - sums[self.offsets[:-1]]
+        return per_row - self.loss_mask[self.offsets[:-1]]
+
+    def row_id(self, index: int) -> str:
+        """The row's own `id`, or `FILE:LINE`."""
+        return self.row_ids[index]
+
+    def packs(self, capacity: int, multiple: int) -> Packs | None:
+        """Packs that were made beforehand: none."""
+        return None
 
     def save(self, directory: Path) -> None:
         """Write aside, then rename: a directory that exists is whole. Raises UserError for a full disk."""

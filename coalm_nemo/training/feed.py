@@ -12,9 +12,9 @@ import torch
 
 from coalm_nemo.config import RunConfig
 from coalm_nemo.data.batch import MicroBatch, Shape, build_micro_batch
-from coalm_nemo.data.packing import pack_rows
+from coalm_nemo.data.packing import pack_rows_flat
 from coalm_nemo.data.sampler import NO_ITEM, items_at, rank_items
-from coalm_nemo.data.tokens import TokenRows
+from coalm_nemo.data.tokens import RowSet
 
 
 @dataclass(frozen=True)
@@ -27,14 +27,14 @@ class GlobalBatch:
     """Sequence length before context parallelism cuts it."""
     tokens: int
     supervised_tokens: int
-    row_ids: list[str]
+    rows: list[int]
 
 
 class Feed:
     """Rows of one set in training order; every rank computes the same order."""
 
     def __init__(
-        self, rows: TokenRows, run: RunConfig, shape: Shape, *, shuffle: bool, data_rank: int, data_size: int
+        self, rows: RowSet, run: RunConfig, shape: Shape, *, shuffle: bool, data_rank: int, data_size: int
     ) -> None:
         self.rows = rows
         self.run = run
@@ -44,13 +44,15 @@ class Feed:
         self.data_size = data_size
         self.positions = rows.positions()
         self.items = self._items()
-        self.supervised = supervised_by_row(rows)
+        self.supervised = rows.supervised()
 
     def _items(self) -> list[list[int]]:
         """Each item's rows: a pack, or a single row."""
-        if self.run.data.packing:
-            return pack_rows(self.positions, self.run.train.seq_len_tokens, self.run.data.pack_multiple)
-        return [[i] for i in range(len(self.rows))]
+        if not self.run.data.packing:
+            return [[i] for i in range(len(self.rows))]
+        capacity, multiple = self.run.train.seq_len_tokens, self.run.data.pack_multiple
+        packs = self.rows.packs(capacity, multiple) or pack_rows_flat(self.positions, capacity, multiple)
+        return [packs.pack(i) for i in range(len(packs))]
 
     def fingerprint(self) -> str:
         """Hash of what decides which row comes when: rows, packs, seed. A run resumes only where it is the same."""
@@ -80,7 +82,7 @@ class Feed:
             self.shape.batch_length(longest),
             int(self.positions[rows].sum()),
             int(self.supervised[rows].sum()),
-            [self.rows.row_ids[r] for r in rows],
+            rows,
         )
 
     def micro_batches(self, batch: GlobalBatch, device: torch.device) -> list[MicroBatch]:
@@ -98,13 +100,6 @@ class Feed:
             )
             for micro in mine
         ]
-
-
-def supervised_by_row(rows: TokenRows) -> np.ndarray:
-    """Supervised predictions of each row (a row's first token is never predicted), int64 [N]."""
-    sums = np.concatenate([[0], np.cumsum(rows.loss_mask, dtype=np.int64)])
-    per_row = sums[rows.offsets[1:]] - sums[rows.offsets[:-1]]
-    return per_row - rows.loss_mask[rows.offsets[:-1]]
 
 
 def total_steps(run: RunConfig, items: int) -> tuple[int, int | None]:

@@ -124,6 +124,7 @@ class Loop:
         if torch.distributed.get_rank() != 0:
             return
         path = Path(self.run_config.run.dir) / f"non_finite_step_{step:08d}.json"
-        path.write_text(json.dumps({"step": step, "reason": reason, "row_ids": batch.row_ids}, indent=1) + "\n")
+        row_ids = [self.feed.rows.row_id(r) for r in batch.rows]
+        path.write_text(json.dumps({"step": step, "reason": reason, "row_ids": row_ids}, indent=1) + "\n")
         for callback in self.callbacks:
             callback.on_warning(f"{reason} at step {step}; the batch's row ids are in {path}")

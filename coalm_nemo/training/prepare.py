@@ -16,6 +16,7 @@ import numpy as np
 
 from coalm_nemo.config import RunConfig
 from coalm_nemo.data.rows import Row, read_rows, split_validation
+from coalm_nemo.data.shards import CHAT_TEMPLATE
 from coalm_nemo.data.tokens import TokenRows, tokenize_rows
 from coalm_nemo.errors import UserError
 from coalm_nemo.models.llama import LlamaConfig, load_llama_config
@@ -69,7 +70,13 @@ def prepare(run: RunConfig, llama: LlamaConfig) -> Prepared:
 
 def _prepare_data(run: RunConfig, llama: LlamaConfig, source: Path) -> tuple[Path, Path | None]:
     if not run.data.train:
-        raise UserError("give data.train=ROWS.jsonl")
+        raise UserError("give data.train=ROWS.jsonl, or a set of `coalm data build`")
+    if Path(run.data.train).is_dir():
+        return _built_sets(run, llama, source)
+    if run.data.validation and Path(run.data.validation).is_dir():
+        raise UserError(
+            "data.validation is a directory and data.train is not; both are sets, or both are files of rows"
+        )
     key = _digest(
         _file_key(run.data.train), _file_key(run.data.validation), _tokenizer_key(source), _data_options(run, llama)
     )
@@ -80,6 +87,19 @@ def _prepare_data(run: RunConfig, llama: LlamaConfig, source: Path) -> tuple[Pat
             _tokenize(run, llama, source, held_out).save(validation)
         _tokenize(run, llama, source, rows).save(train)  # last: its presence says that all is there
     return train, validation if validation.is_dir() else None
+
+
+def _built_sets(run: RunConfig, llama: LlamaConfig, source: Path) -> tuple[Path, Path | None]:
+    """The sets that `data.train` and `data.validation` name, checked. They are used where they lie."""
+    from coalm_nemo.data.set_check import check_set
+
+    check_set(Path(run.data.train), source, run.train.seq_len_tokens, llama)
+    if not run.data.validation:
+        return Path(run.data.train), None
+    if not Path(run.data.validation).is_dir():
+        raise UserError(f"data.validation={run.data.validation} is not a set of `coalm data build`, as data.train is")
+    check_set(Path(run.data.validation), source, run.train.seq_len_tokens, llama)
+    return Path(run.data.train), Path(run.data.validation)
 
 
 def _read_split(run: RunConfig) -> tuple[list[Row], list[Row]]:
@@ -145,6 +165,8 @@ def _keep_side_files(run: RunConfig, source: Path) -> Path:
     shutil.rmtree(side, ignore_errors=True)
     with atomic_directory(side) as partial:
         copy_side_files(source, partial)
+        if Path(run.data.train).is_dir():  # what the rows were rendered with is what the export says
+            shutil.copyfile(Path(run.data.train) / "tokenizer" / CHAT_TEMPLATE, partial / CHAT_TEMPLATE)
     return side
 
 

@@ -13,7 +13,8 @@ import torch
 
 from coalm_nemo.config import RunConfig, to_yaml
 from coalm_nemo.data.batch import Shape
-from coalm_nemo.data.tokens import TokenRows
+from coalm_nemo.data.shards import ShardSet, is_shard_set
+from coalm_nemo.data.tokens import RowSet, TokenRows
 from coalm_nemo.errors import EXIT_NON_FINITE, EXIT_STOPPED, EXIT_USER_ERROR, UserError
 from coalm_nemo.models.llama import LlamaConfig
 from coalm_nemo.platform import Platform, choose_platform
@@ -72,8 +73,9 @@ def _train(
     from coalm_nemo.training.setup import build_trainee, warmup_steps
 
     device = platform.device(ranks.local_rank)
-    feed = _feed(run, layout, prepared.train, shuffle=run.data.shuffle)
-    validation = _feed(run, layout, prepared.validation, shuffle=False) if prepared.validation else None
+    rows, held_out = open_rows(run, prepared)
+    feed = _feed(run, layout, rows, shuffle=run.data.shuffle)
+    validation = _feed(run, layout, held_out, shuffle=False) if held_out is not None else None
     steps, end = feeding.total_steps(run, len(feed.items))
     callbacks = make_callbacks(run) if ranks.first else []
     checkpointer = Checkpointer(
@@ -111,7 +113,18 @@ def _train(
     return EXIT_CODES[ended.status]
 
 
-def _feed(run: RunConfig, layout: Layout, path: Path, *, shuffle: bool) -> feeding.Feed:
+def open_rows(run: RunConfig, prepared: Prepared) -> tuple[RowSet, RowSet | None]:
+    """(train, validation) as `prepare` left them."""
+    train: RowSet = ShardSet.load(prepared.train) if is_shard_set(prepared.train) else TokenRows.load(prepared.train)
+    if prepared.validation:
+        path = prepared.validation
+        return train, ShardSet.load(path) if is_shard_set(path) else TokenRows.load(path)
+    if isinstance(train, ShardSet):
+        return train.split(run.data.validation_fraction)
+    return train, None
+
+
+def _feed(run: RunConfig, layout: Layout, rows: RowSet, *, shuffle: bool) -> feeding.Feed:
     from megatron.core import parallel_state
 
     shape = Shape(
@@ -122,7 +135,7 @@ def _feed(run: RunConfig, layout: Layout, path: Path, *, shuffle: bool) -> feedi
         layout.sequence_multiple,
     )
     return feeding.Feed(
-        TokenRows.load(path),
+        rows,
         run,
         shape,
         shuffle=shuffle,

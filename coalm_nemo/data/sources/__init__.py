@@ -1,0 +1,1 @@
+"""Sources of training rows, one public layout a file."""
