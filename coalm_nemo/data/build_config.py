@@ -185,6 +185,8 @@ def _typed(cls: type[Any], values: dict[str, Any], where: str) -> Any:
     from omegaconf.errors import OmegaConfBaseException
 
     known = [f.name for f in fields(cls)]
+    if "path" in known:
+        known += ["kind", "epochs", "weight", "loss"]  # what every source has; taken off before this
     for key in values:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)

@@ -85,7 +85,7 @@ class Llama31Format(ChatFormat):
         "{{- 'Cutting Knowledge Date: December 2023\\nToday Date: ' + (date_string or '26 Jul 2024') + '\\n\\n' }}"
         "{%- if has_system %}{{- messages[0].content | trim }}{%- endif %}"
         "{{- '<|eot_id|>' }}"
-        "{%- for message in messages[1:] if has_system else messages %}"
+        "{%- for message in (messages[1:] if has_system else messages) %}"
         "{%- if message.tool_calls %}"
         "{%- if message.tool_calls | length > 1 %}{{- raise_exception('one tool call a turn') }}{%- endif %}"
         "{%- set call = message.tool_calls[0].function %}"

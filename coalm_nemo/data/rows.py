@@ -49,14 +49,14 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
         with path.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
-                    yield number, _parse_line(line)
+                    yield number, parse_line(line)
     except UnicodeDecodeError as e:
         raise UserError(f"{path} is not UTF-8 text; rows are JSON, one object a line") from e
     except (ValueError, RecursionError) as e:
         raise UserError(f"{path}:{number} is not valid JSON ({e})") from e
 
 
-def _parse_line(line: str) -> Any:
+def parse_line(line: str) -> Any:
     """One line's value. Raises ValueError for bad JSON, and for half a surrogate pair, which no tokenizer takes."""
     value = json.loads(line)
     if "\\ud" in line.lower():
