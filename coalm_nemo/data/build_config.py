@@ -197,7 +197,7 @@ def _typed(cls: type[Any], values: dict[str, Any], where: str) -> Any:
     try:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), values))
     except OmegaConfBaseException as e:
-        raise UserError(f"{where}: {str(e).splitlines()[0].rstrip('.')}") from e
+        raise UserError(f"{where}: {e.full_key or e.key}: {str(e).splitlines()[0].rstrip('.')}") from e
 
 
 def describe(config: BuildConfig) -> dict[str, Any]:

@@ -7,7 +7,8 @@ at the token at which generation starts, because header and target are tokenised
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from coalm_nemo.data.chat_format import (
     render_turn,
     render_with_template,
 )
+from coalm_nemo.data.line_tokenizer import LineTokenizer
 from coalm_nemo.data.rows import Row
 from coalm_nemo.data.shorten import Conversation, shorten
 from coalm_nemo.data.sources.base import Dropped
@@ -53,32 +55,24 @@ class RowEncoder:
 
     def __init__(self, hf_dir: Path, template: str = "auto") -> None:
         """Raises UserError where the directory has no fast tokenizer, or its chat template is not the format."""
-        from tokenizers import Tokenizer
-
         from coalm_nemo.data.chat import load_tokenizer
 
         self.hf_tokenizer = load_tokenizer(hf_dir)
         self.format = choose_format(template, self.hf_tokenizer)
-        self.plain = Tokenizer.from_file(str(Path(hf_dir) / "tokenizer.json"))
-        self.plain.encode_special_tokens = True  # control tokens in a text stay text
-        self.plain.no_truncation()
-        self.plain.no_padding()
+        self.plain = LineTokenizer(Path(hf_dir) / "tokenizer.json")
         self.bos = str(self.hf_tokenizer.bos_token)
         self.control = {name: self._token_id(name, hf_dir) for name in (*CONTROL_TOKENS, self.bos)}
-        self.newlines = self._plain_ids("\n\n")
-        self.headers: dict[str, list[int]] = {}
+        self.newlines = self.plain.encode(["\n\n"])[0]
+        self.headers: dict[str, array[int]] = {}
         names = {*map(str, self.hf_tokenizer.all_special_tokens), *self.hf_tokenizer.get_added_vocab()}
         self.special = sorted(names)
         self.special_prefix = os.path.commonprefix(self.special)
 
     def _token_id(self, name: str, hf_dir: Path) -> int:
-        token = self.plain.token_to_id(name)
+        token = self.plain.token_id(name)
         if token is None:
             raise UserError(f"the tokenizer in {hf_dir} has no token {name}; a Llama 3 tokenizer is needed")
-        return int(token)
-
-    def _plain_ids(self, text: str) -> list[int]:
-        return list(self.plain.encode(text, add_special_tokens=False).ids)
+        return token
 
     def encode(self, rows: Sequence[Row], *, loss: str, max_tokens: int) -> list[EncodedRow | Dropped]:
         """One entry a row, in order, but more where a dialogue with loss on all turns is too long for one.
@@ -129,11 +123,11 @@ class RowEncoder:
         texts = [
             turn.text if turn.message in c.targets else "\n\n" + turn.text for c in conversations for turn in c.turns
         ]
-        ids = iter([e.ids for e in self.plain.encode_batch_fast(texts, add_special_tokens=False)])
+        ids = iter(self.plain.encode(texts))
         return [self._assemble(c, ids) for c in conversations]
 
-    def _assemble(self, conversation: Conversation, ids: Any) -> tuple[np.ndarray, np.ndarray]:
-        tokens: list[int] = [self.control[self.bos]]
+    def _assemble(self, conversation: Conversation, ids: Iterator[array[int]]) -> tuple[np.ndarray, np.ndarray]:
+        tokens = array("i", [self.control[self.bos]])
         targets: list[tuple[int, int]] = []
         for turn in conversation.turns:
             tokens += self._header(turn.role)
@@ -146,12 +140,12 @@ class RowEncoder:
         mask = np.zeros(len(tokens), dtype=np.uint8)
         for start, stop in targets:
             mask[start:stop] = 1
-        return np.array(tokens, dtype=np.int32), mask
+        return np.frombuffer(tokens, dtype=np.int32), mask
 
-    def _header(self, role: str) -> list[int]:
+    def _header(self, role: str) -> array[int]:
         if role not in self.headers:
             start, end = (self.control[name] for name in CONTROL_TOKENS[:2])
-            self.headers[role] = [start, *self._plain_ids(role), end]
+            self.headers[role] = array("i", [start, *self.plain.encode([role])[0], end])
         return self.headers[role]
 
     def _spells_control_token(self, text: str) -> bool:
