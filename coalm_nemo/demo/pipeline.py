@@ -1,7 +1,7 @@
 """`coalm demo`: the main job end to end, as the commands a user would type.
 
-Hugging Face base -> Megatron checkpoint -> SFT on 4 ranks (TP2 x PP2, sequence parallelism) -> Hugging Face model,
-scored before and after on dialogues that training never saw.
+Rows -> packed shards; Hugging Face base -> Megatron checkpoint -> SFT on 4 ranks (TP2 x PP2, sequence parallelism) ->
+Hugging Face model, scored before and after on dialogues that training never saw.
 """
 
 from __future__ import annotations
@@ -39,6 +39,10 @@ class DemoPaths:
         return self.out / "rows.jsonl"
 
     @property
+    def shards(self) -> Path:
+        return self.out / "shards"
+
+    @property
     def megatron_base(self) -> Path:
         return self.out / "megatron_base"
 
@@ -61,7 +65,8 @@ def run_demo(out: Path, nproc: int = 4, seed: int = 0) -> dict[str, Any]:
     items = held_out_items(HELD_OUT_SEED + seed, HELD_OUT_DIALOGUES)
     console.print(f"scoring the base on {len(items)} held-out prompts with plain transformers ...")
     before = score_directory(NANO_BASE, items, paths.out / "items_before.jsonl")
-    run_main_job(console, NANO_BASE, paths, ["--recipe", "coalm_demo", f"data.train={paths.rows}"], nproc)
+    build_shards(console, paths)
+    run_main_job(console, NANO_BASE, paths, ["--recipe", "coalm_demo", f"data.train={paths.shards}"], nproc)
     console.print(f"scoring {paths.tuned} on the same prompts ...")
     after = score_directory(paths.tuned, items, paths.out / "items_after.jsonl")
     result = {"before": as_table(before), "after": as_table(after), "seconds": round(time.monotonic() - started)}
@@ -76,6 +81,16 @@ def prepare_directory(out: Path) -> DemoPaths:
         raise UserError(f"{out} exists and is not empty; remove it or choose another with --out")
     out.mkdir(parents=True, exist_ok=True)
     return DemoPaths(out)
+
+
+def build_shards(console: Console, paths: DemoPaths) -> None:
+    """The rows rendered, masked, tokenised and packed, for the sequence length of the demo's recipe."""
+    from recipes.coalm_demo import coalm_demo
+
+    recipe = coalm_demo()
+    length, multiple = recipe.train.seq_len_tokens, recipe.data.pack_multiple
+    options = ["--tokenizer", NANO_BASE, "--seq-len-tokens", str(length), f"pack_multiple={multiple}"]
+    command(console, ["data", "build", "--source", f"chat={paths.rows}", *options, "--out", paths.shards])
 
 
 def run_main_job(console: Console, base: Path, paths: DemoPaths, train_words: list[str], nproc: int) -> None:
