@@ -64,7 +64,8 @@ def speed(scratch: Path, tokenizer: Path, name: str, source: list[str], rounds: 
             f"encode_batch {tokens / alone:,.0f} tokens/s, ratio {ratios[-1]:.2f}"
         )
         shutil.rmtree(out)
-    print(f"{name}: median ratio {statistics.median(ratios):.2f}")
+    if ratios:
+        print(f"{name}: median ratio {statistics.median(ratios):.2f}")
 
 
 def build(out: Path, tokenizer: Path, source: list[str]) -> float:
@@ -185,7 +186,7 @@ def tool(draw: random.Random, words: list[str]) -> str:
 def tool_row(draw: random.Random, words: list[str]) -> dict[str, str]:
     """Hammer's form: every row has its own tools, as one line of JSON."""
     tools = []
-    for _ in range(draw.randint(1, 5)):
+    for _ in range(draw.randint(1, 4)):
         parameters = {
             f"p{draw.randrange(1000)}": {"type": "str", "description": some(draw, words, draw.randint(5, 14))}
             for _ in range(draw.randint(1, 5))
@@ -208,7 +209,7 @@ def cra_row(draw: random.Random, words: list[str], tools: list[str]) -> dict[str
     """Fifty-one signatures that stand in every row, and a history of its own."""
     history = "".join(
         f"User: {some(draw, words, 12)}\nThought: {some(draw, words, 14)}\nSystem: {some(draw, words, 12)}\n"
-        for _ in range(draw.randint(0, 6))
+        for _ in range(draw.randint(0, 5))
     )
     head = f"{' '.join(words[:50])}\n[BEGIN OF AVAILABLE TOOLS]\n" + "\n".join(tools) + "\n[END OF AVAILABLE TOOLS]\n"
     head += f"[BEGIN OF CONVERSATION HISTORY]\n{history}[END OF CONVERSATION HISTORY]"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from coalm_nemo.data.rows import Row, alpaca_messages
 from coalm_nemo.data.sources.cra.turns import Turn
@@ -91,6 +91,13 @@ def turn_lines(turn: Turn, brief: bool = False) -> list[str]:
 def without_call(turn: Turn) -> list[str]:
     """A turn in the history whose call did not pass the checks: what was said, and nothing of the call."""
     return [f"User: {turn.user}", f"System: {turn.system}"]
+
+
+def with_plain_thought(turn: Turn) -> list[str]:
+    """A turn in the history whose answer its results do not bear out: a thought of its own would have to defend it."""
+    if turn.call is None:
+        return turn_lines(replace(turn, thought="I answer the user."))
+    return turn_lines(replace(turn, thought_after="I have the result and answer the user."), brief=True)
 
 
 def _role(options: PromptOptions) -> str:

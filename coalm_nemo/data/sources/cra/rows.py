@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from coalm_nemo.data.rows import Row
 from coalm_nemo.data.sources.base import Dropped
 from coalm_nemo.data.sources.cra.checks import check_row
-from coalm_nemo.data.sources.cra.prompts import PromptOptions, action_row, response_row, turn_lines, without_call
+from coalm_nemo.data.sources.cra.prompts import (
+    PromptOptions,
+    action_row,
+    response_row,
+    turn_lines,
+    with_plain_thought,
+    without_call,
+)
 from coalm_nemo.data.sources.cra.schema import Schema
 from coalm_nemo.data.sources.cra.turns import Turn
 
@@ -43,7 +50,10 @@ def dialogue_rows(
             yield from _left_out(name, turn)
         if options.response_rows:
             yield _response(f"{name}/response", turn, history, schema, options, fault)
-        history += without_call(turn) if fault else turn_lines(turn, brief=True)
+        if fault:
+            history += without_call(turn)
+        else:
+            history += with_plain_thought(turn) if turn.unsupported else turn_lines(turn, brief=True)
 
 
 def _left_out(name: str, turn: Turn) -> Iterator[Dropped]:
