@@ -101,6 +101,10 @@ def data_build(
     against: Annotated[
         list[str] | None, typer.Option(help="File of evaluation items; may be given more than once.")
     ] = None,
+    writer: Annotated[
+        str | None, typer.Option(help="OpenAI-compatible URL that rewords thoughts and responses.")
+    ] = None,
+    writer_model: Annotated[str | None, typer.Option(help="Its model.")] = None,
     workers: Annotated[int, typer.Option(min=0, help="Worker processes (0: one a core).")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
 ) -> None:
@@ -115,6 +119,7 @@ def data_build(
     from coalm_nemo.data.command import build_command
 
     given = {"tokenizer": tokenizer, "seq_len_tokens": seq_len_tokens, "loss": loss, "seed": seed, "against": against}
+    given |= {"writer": writer, "writer_model": writer_model}
     build_command(out, config, source or [], overrides or [], given, workers, as_json)
 
 
@@ -156,14 +161,15 @@ def convert_import(
     hf: Annotated[Path, typer.Option(help="Hugging Face Llama directory.")],
     out: Annotated[Path, typer.Option(help="Megatron checkpoint to write.")],
     max_memory: Annotated[str, typer.Option(help="Memory ceiling, for example 4GiB.")] = "4GiB",
+    workers: Annotated[int, typer.Option(min=1, help="Files written side by side.")] = 2,
 ) -> None:
-    """Hugging Face -> Megatron.
+    """Hugging Face -> Megatron. Interrupted at any moment, the same command goes on.
 
     Example: coalm convert import --hf Llama-3.1-8B-Instruct --out ckpt/base
     """
     from coalm_nemo.checkpoint.command import import_command
 
-    import_command(hf, out, max_memory)
+    import_command(hf, out, max_memory, workers)
 
 
 @convert_app.command("export")
@@ -175,24 +181,27 @@ def convert_export(
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="bf16, fp16 or fp32; as stored if not given.")] = None,
     max_memory: Annotated[str, typer.Option(help="Memory ceiling, for example 4GiB.")] = "4GiB",
+    workers: Annotated[int, typer.Option(min=1, help="Files written side by side.")] = 2,
 ) -> None:
-    """Megatron -> Hugging Face.
+    """Megatron -> Hugging Face. Interrupted at any moment, the same command goes on.
 
     Example: coalm convert export --ckpt runs/coalm_8b/checkpoints/step_00000100 --out CoALM-8B
     """
     from coalm_nemo.checkpoint.command import export_command
 
-    export_command(ckpt, out, hf_base, dtype, max_memory)
+    export_command(ckpt, out, hf_base, dtype, max_memory, workers)
 
 
 @convert_app.command("verify")
 def convert_verify(
-    hf: Annotated[Path, typer.Option(help="Hugging Face Llama directory.")],
-    ckpt: Annotated[Path, typer.Option(help="Megatron checkpoint.")],
+    hf: Annotated[Path | None, typer.Option(help="Hugging Face Llama directory.")] = None,
+    ckpt: Annotated[Path | None, typer.Option(help="Megatron checkpoint.")] = None,
     logits: Annotated[bool, typer.Option(help="Compare logits on a few prompts too (both models in memory).")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Compare every tensor, and logits on a few prompts. Exit code 0: equal, 1: different.
+    """Compare every tensor, and logits on a few prompts; with --hf or --ckpt alone, check its files' SHA-256.
+
+    Exit code 0: equal, 1: different.
 
     Example: coalm convert verify --hf Llama-3.1-8B-Instruct --ckpt ckpt/base
     """

@@ -23,6 +23,9 @@ KINDS = {
 }
 """`kind` of a source -> the module and class that read it."""
 
+REWORDED = ("sgd", "multiwoz")
+"""Kinds whose thoughts and responses an endpoint may reword."""
+
 LOSSES = ("last", "all")
 
 
@@ -80,6 +83,7 @@ def load_build_config(file: Path | None, sources: Sequence[str], overrides: Iter
         _add_source(values, word)
     for word in overrides:
         _override(values, word)
+    _add_writer(values, given.pop("writer", None), given.pop("writer_model", None))
     values |= {k: v for k, v in given.items() if v not in (None, [])}
     config = _typed(BuildConfig, values, str(file or "the command line"))
     assert isinstance(config, BuildConfig)
@@ -128,6 +132,17 @@ def _add_source(values: dict[str, Any], word: str) -> None:
     while name in sources:
         name, number = f"{kind}_{number}", number + 1
     sources[name] = {"kind": kind, "path": path}
+
+
+def _add_writer(values: dict[str, Any], url: str | None, model: str | None) -> None:
+    """`--writer URL --writer-model NAME` for every source that has thoughts to reword."""
+    if not url:
+        return
+    reworded = [s for s in values.get("sources", {}).values() if isinstance(s, dict) and s.get("kind") in REWORDED]
+    if not reworded:
+        raise UserError(f"--writer rewords the thoughts of {' and '.join(REWORDED)} sources, and none is given")
+    for source in reworded:
+        source |= {"writer": url, "writer_model": model or ""}
 
 
 def _override(values: dict[str, Any], word: str) -> None:
@@ -212,12 +227,16 @@ def describe(config: BuildConfig) -> dict[str, Any]:
             "loss": e.loss,
             "epochs": e.epochs,
             "weight": e.weight,
-            "options": {f.name: getattr(e.source, f.name) for f in fields(e.source) if not _is_path(f.name)},
+            "options": {f.name: getattr(e.source, f.name) for f in fields(e.source) if not _is_elsewhere(f.name)},
         }
         for e in config.entries()
     }
     return {**options, "sources": sources}
 
 
-def _is_path(name: str) -> bool:
-    return name in ("path", "irrelevance", "database")
+def _is_elsewhere(name: str) -> bool:
+    """Options that say where something lies or how it is asked for, and not what comes of it."""
+    return name in (
+        *("path", "irrelevance", "database"),
+        *("writer", "writer_cache", "writer_retries", "writer_timeout_s", "writer_concurrency"),
+    )

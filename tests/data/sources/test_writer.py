@@ -51,7 +51,8 @@ def world(tmp_path: Path) -> Path:
 
 
 def source(world: Path, url: str, **options: Any) -> SgdSource:
-    given = {"writer_model": "m", "writer_retries": 2, "writer_cache": str(world.parent / "cache.sqlite")}
+    cache = str(world.parent / "cache.sqlite")
+    given: dict[str, Any] = {"writer_model": "m", "writer_retries": 2, "writer_cache": cache}
     return SgdSource(str(world), writer=url, **(given | options))
 
 
@@ -144,6 +145,7 @@ def turns(world: Path) -> list[tuple[Turn, Evidence]]:
         ("It opens at 9:30 am and closes at 5 pm.", "From 9:30 am on, closed at 5 pm.", None),
         ("It opens at 9:30 am and closes at 5 pm.", "It opens at 5 pm and closes at 9:30 am.", "order"),
         ("It is open late.", "It isn't open late.", "negation"),
+        ("No parking, not open late.", "No parking, open late.", "negation"),
         ("Is that all?", "No problem, is that all?", None),
         ("It is a small one.", "It is tiny.", "value_lost"),
         ("It is a fine one.", "It is a large one.", "value_new"),
@@ -179,6 +181,8 @@ def test_which_answers_may_replace_the_source_s(
         (1, "thought", "FindWorkshop for Ghent, as Anna asked.", "name_new"),
         (1, "thought_after", "There are 4 workshops, and Mill's is a good one.", None),
         (1, "thought_after", "There are 5 workshops.", "number_new"),
+        (1, "thought_after", "I suggest Spoke, one of 4 workshops.", "name_swapped"),
+        (1, "thought_after", "The 7 Hill workshop in Ghent is Mill's.", "number_swapped"),
         (1, "thought_after", "FindWorkshop gave four.", None),
         (1, "thought_after", "BookRepair gave four.", "thought_inconsistent"),
         (1, "thought_after", "The search found none, and I say so.", "negation"),
@@ -236,7 +240,7 @@ def test_an_interrupted_build_goes_on(world: Path, server: Endpoint) -> None:
 
 
 def test_too_many_requests_then_success(world: Path, server: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    inner, waits = server.answerer, []
+    inner, waits = server.answerer, list[float]()
 
     def busy_once(request: dict[str, Any]) -> Reply:
         first = len(server.requests) == 1

@@ -11,6 +11,5 @@ Schema-Guided Dialogue carries real calls and results, so here both come from th
     derived.py   calls for MultiWOZ, which has none       checks.py      a row's text -> why it must go, if it must
     source.py    files, blocks and options of both        rows.py        turns -> checked rows
 
-A rewriter takes `Source.turns(dialogue, seed)`, replaces `thought`, `thought_after` and `system`, and hands the turns to
-`rows.dialogue_rows`, which assembles and checks them.
+`writer*.py` have a language model reword thoughts and responses: its cache, its client, and the checks on what it says.
 """

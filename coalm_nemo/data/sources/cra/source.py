@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from coalm_nemo.data.rows import Row
 from coalm_nemo.data.sources.base import Block, Dropped, Source
@@ -16,6 +17,9 @@ from coalm_nemo.data.sources.cra.rows import RowOptions, dialogue_rows
 from coalm_nemo.data.sources.cra.schema import Schema, read_schema
 from coalm_nemo.data.sources.cra.turns import Turn
 from coalm_nemo.errors import UserError
+
+if TYPE_CHECKING:
+    from coalm_nemo.data.sources.cra.writer import Writer, WriterOptions
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,29 @@ class CraSource(Source):
     """Whether calls go that use an argument which the tool list does not show."""
     action_rows: bool = True
     response_rows: bool = True
+    writer: str = ""
+    """Base URL of an OpenAI-compatible endpoint that rewords thoughts and answers, such as http://localhost:8000/v1. Its
+    key, where it needs one, is read from OPENAI_API_KEY."""
+    writer_model: str = ""
+    """The model's name there; needed with `writer`."""
+    writer_cache: str = ""
+    """SQLite file, on a local disk, of the answers so far; by default below the user's cache directory."""
+    writer_budget_requests: int = 0
+    """Most requests of one build, retries included; what is left then keeps its original words. 0: no limit."""
+    writer_budget_tokens: int = 0
+    """The same for prompt and answer tokens as the endpoint counts them (usage.total_tokens)."""
+    writer_retries: int = 5
+    """Further attempts after 429, 5xx, a timeout or a lost connection, ever longer apart."""
+    writer_timeout_s: float = 60.0
+    writer_concurrency: int = 16
+    """Requests under way at once in every worker process."""
+    writer_temperature: float = 0.7
+
+    def __post_init__(self) -> None:
+        if self.writer:
+            _ = self.writer_options  # checked, and named as one build, before workers fork
+        elif self.writer_model:
+            raise UserError("writer_model is given without writer, the endpoint's base URL")
 
     def schema_names(self) -> tuple[str, ...]:
         """File names under which the schema may lie."""
@@ -57,6 +84,29 @@ class CraSource(Source):
         prompt = PromptOptions(tools, self.optional_slots, self.today(), self.thought_target)
         return RowOptions(prompt, self.strict_signatures, self.action_rows, self.response_rows)
 
+    @cached_property
+    def writer_options(self) -> WriterOptions:
+        from coalm_nemo.data.sources.cra.writer import WriterOptions
+
+        return WriterOptions(
+            url=self.writer,
+            model=self.writer_model,
+            cache=self.writer_cache,
+            budget_requests=self.writer_budget_requests,
+            budget_tokens=self.writer_budget_tokens,
+            retries=self.writer_retries,
+            timeout_s=self.writer_timeout_s,
+            concurrency=self.writer_concurrency,
+            temperature=self.writer_temperature,
+        )
+
+    @cached_property
+    def rewriter(self) -> Writer:
+        """First used in a worker: a connection must not be carried over a fork."""
+        from coalm_nemo.data.sources.cra.writer import Writer
+
+        return Writer(self.writer_options, self.schema)
+
     def files(self) -> list[Path]:
         return [self._schema_file(), *self._dialogue_files()]
 
@@ -66,12 +116,18 @@ class CraSource(Source):
             yield Block(file, 1)
 
     def rows(self, block: Block, seed: int) -> Iterator[Row | Dropped]:
+        dialogues = self._dialogues_in_turns(block, seed)
+        if self.writer:
+            dialogues = self.rewriter.rewrite(block, list(dialogues), seed)
+        for dialogue_id, turns in dialogues:
+            yield from dialogue_rows(dialogue_id, turns, self.schema, self.row_options)
+
+    def _dialogues_in_turns(self, block: Block, seed: int) -> Iterator[tuple[str, list[Turn]]]:
         for dialogue in read_dialogues(block.file, self.rename):
             try:
-                turns = self.turns(dialogue, seed)
+                yield dialogue.dialogue_id, self.turns(dialogue, seed)
             except UserError as e:
                 raise UserError(f"{block.file}: dialogue {dialogue.dialogue_id}: {e}") from e
-            yield from dialogue_rows(dialogue.dialogue_id, turns, self.schema, self.row_options)
 
     def counts(self, block: Block) -> dict[str, int]:
         dialogues = read_dialogues(block.file, self.rename)
@@ -81,6 +137,7 @@ class CraSource(Source):
             "turns": len(turns),
             "system_turns": sum(not turn.user for turn in turns),
             "calls": self.calls(dialogues),
+            **(self.rewriter.counts(block) if self.writer else {}),
         }
 
     def calls(self, dialogues: Sequence[Dialogue]) -> int:
