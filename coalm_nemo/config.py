@@ -57,6 +57,18 @@ class ParallelSection:
 
 
 @dataclass
+class LoraSection:
+    """Low-rank adapters instead of full fine-tuning."""
+
+    rank: int = 0
+    """0: every weight is trained."""
+    alpha: float = 32.0
+    """The adapters' output is scaled by alpha / rank."""
+    targets: list[str] = field(default_factory=lambda: ["q", "k", "v", "o", "gate", "up", "down"])
+    """Projections that get an adapter."""
+
+
+@dataclass
 class PrecisionSection:
     """Arithmetic of the forward and backward pass."""
 
@@ -172,6 +184,7 @@ class RunConfig:
     run: RunSection = field(default_factory=RunSection)
     model: ModelSection = field(default_factory=ModelSection)
     parallel: ParallelSection = field(default_factory=ParallelSection)
+    lora: LoraSection = field(default_factory=LoraSection)
     precision: PrecisionSection = field(default_factory=PrecisionSection)
     batch: BatchSection = field(default_factory=BatchSection)
     data: DataSection = field(default_factory=DataSection)

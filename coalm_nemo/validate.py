@@ -19,6 +19,7 @@ CHOICES = {
     "schedule.name": ("constant", "linear", "cosine"),
     "logging.wandb": ("disabled", "offline", "online"),
 }
+LORA_TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 AT_LEAST_ONE = (
     "parallel.tensor", "parallel.pipeline", "parallel.virtual_pipeline", "parallel.context",
     "batch.global_size", "batch.micro_size", "train.seq_len_tokens", "data.pack_multiple", "checkpoint.keep_last",
@@ -92,6 +93,7 @@ def _check_values(run: RunConfig) -> None:
     for key in ("optimizer.beta1", "optimizer.beta2", "data.validation_fraction", "schedule.warmup_ratio"):
         if not 0 <= _number(run, key) < 1:
             raise UserError(f"{key} is {_value(run, key)}; it must be at least 0 and below 1")
+    _check_lora(run)
     if run.optimizer.min_lr > run.optimizer.lr:
         raise UserError(f"optimizer.min_lr ({run.optimizer.min_lr}) is above optimizer.lr ({run.optimizer.lr})")
     if not run.train.steps and not run.train.epochs:
@@ -109,6 +111,17 @@ def _check_values(run: RunConfig) -> None:
         raise UserError("parallel.overlap_param_gather needs parallel.distributed_optimizer=true")
     if run.parallel.overlap_param_gather and not run.parallel.overlap_grad_reduce:
         raise UserError("parallel.overlap_param_gather needs parallel.overlap_grad_reduce=true")
+
+
+def _check_lora(run: RunConfig) -> None:
+    lora = run.lora
+    if lora.rank < 0:
+        raise UserError(f"lora.rank is {lora.rank}; it must be at least 1, or 0 to train every weight")
+    if lora.rank and not lora.alpha > 0:
+        raise UserError(f"lora.alpha is {lora.alpha}; it must be above 0")
+    unknown = [t for t in lora.targets if t not in LORA_TARGETS]
+    if unknown or not lora.targets or len(set(lora.targets)) < len(lora.targets):
+        raise UserError(f"lora.targets is {lora.targets}; name some of {', '.join(LORA_TARGETS)}, each once")
 
 
 def _number(run: RunConfig, key: str) -> float:

@@ -89,7 +89,7 @@ def build_shards(console: Console, paths: DemoPaths) -> None:
 
     recipe = coalm_demo()
     length, multiple = recipe.train.seq_len_tokens, recipe.data.pack_multiple
-    options = ["--tokenizer", NANO_BASE, "--seq-len-tokens", str(length), f"pack_multiple={multiple}"]
+    options: list[str | Path] = ["--tokenizer", NANO_BASE, "--seq-len-tokens", str(length), f"pack_multiple={multiple}"]
     command(console, ["data", "build", "--source", f"chat={paths.rows}", *options, "--out", paths.shards])
 
 

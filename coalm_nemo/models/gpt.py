@@ -181,4 +181,8 @@ def _build_chunk(
     if platform.is_cuda:
         model.cuda(torch.cuda.current_device())
     model.rotary_pos_emb.inv_freq = rope_inv_freq(llama).to(model.rotary_pos_emb.inv_freq.device)
+    if run.lora.rank:
+        from coalm_nemo.models.lora import add_adapters
+
+        add_adapters(model, llama, run.lora, run.run.seed)
     return model

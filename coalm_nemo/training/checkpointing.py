@@ -21,9 +21,11 @@ from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQu
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 
 from coalm_nemo.checkpoint import layout
+from coalm_nemo.checkpoint.lora import AdapterInfo, write_adapter_info
 from coalm_nemo.checkpoint.torch_dist import read_metadata
 from coalm_nemo.errors import UserError
 from coalm_nemo.models.gpt import LlamaModel
+from coalm_nemo.models.lora import is_adapter_key
 from coalm_nemo.training.callbacks.base import SaveNote
 from coalm_nemo.training.setup import Trainee, inner_optimizers
 
@@ -57,9 +59,18 @@ def model_state(models: list[LlamaModel]) -> dict[str, Any]:
     return {f"model{i}": m.sharded_state_dict() for i, m in enumerate(models)}
 
 
+def trained_state(models: list[LlamaModel]) -> dict[str, Any]:
+    """What training changes: everything, or with LoRA the adapters alone."""
+    state = model_state(models)
+    if not any(is_adapter_key(key) for part in state.values() for key in part):
+        return state
+    return {name: {k: v for k, v in part.items() if is_adapter_key(k)} for name, part in state.items()}
+
+
 def load_model_state(models: list[LlamaModel], checkpoint: Path) -> None:
-    """Weights of any Megatron checkpoint (imported base or training) into these chunks."""
-    wanted = without_extra_state(model_state(models))
+    """Weights of any Megatron checkpoint (imported base or training) into these chunks; adapters stay as they are."""
+    state = {n: {k: v for k, v in part.items() if not is_adapter_key(k)} for n, part in model_state(models).items()}
+    wanted = without_extra_state(state)
     loaded = _load(wanted, checkpoint)
     for i, model in enumerate(models):
         _load_strictly(model, loaded[f"model{i}"])
@@ -83,7 +94,8 @@ def _load(wanted: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
 
 def _load_strictly(model: LlamaModel, state: dict[str, Any]) -> None:
     missing, unexpected = model.load_state_dict(state, strict=False)
-    missing = [k for k in missing if not k.endswith("_extra_state")]
+    partly = any(is_adapter_key(k) for k in (*missing, *state))  # with LoRA base and adapters come one after the other
+    missing = [k for k in missing if not k.endswith("_extra_state") and not partly]
     tied = model.share_embeddings_and_output_weights
     missing = [k for k in missing if not (tied and k == "output_layer.weight")]
     if missing or unexpected:
@@ -103,6 +115,7 @@ class Checkpointer:
         keep_last: int,
         milestone_steps: int = 0,
         asynchronous: bool = False,
+        adapter: AdapterInfo | None = None,
         on_saved: Callable[[SaveNote], None] = lambda note: None,
         warn: Callable[[str], None] = lambda sentence: None,
     ) -> None:
@@ -112,6 +125,7 @@ class Checkpointer:
         self.keep_last = keep_last
         self.milestone_steps = milestone_steps
         self.queue = AsyncCallsQueue(persistent=False) if asynchronous else None
+        self.adapter = adapter
         self.on_saved = on_saved
         self.warn = warn
         # Weights, and in fp32 the masters and Adam's two moments.
@@ -159,7 +173,7 @@ class Checkpointer:
         for chunk in trainee.chunks:
             if chunk.ddp_config.overlap_param_gather:
                 chunk.start_param_sync(force_sync=True)
-        state = model_state(trainee.models())
+        state = trained_state(trainee.models())
         state["optimizer"] = trainee.optimizer.sharded_state_dict(state, metadata=SHARDING)
         strategy = TorchDistSaveShardedStrategy("torch_dist", 1, thread_count=WRITERS_PER_RANK)
         request = dist_checkpointing.save(state, str(aside), strategy, async_sharded_save=True)
@@ -178,7 +192,7 @@ class Checkpointer:
     def _publish(self, aside: Path, final: Path, progress: Progress, digests: dict[str, str], started: float) -> None:
         shutil.copytree(self.hf_source, aside / "hf", dirs_exist_ok=True)
         info = layout.CheckpointInfo(
-            kind="training",
+            kind="adapter" if self.adapter is not None else "training",
             step=progress.step,
             dtype=self.dtype,
             source=str(self.hf_source),
@@ -186,6 +200,8 @@ class Checkpointer:
             data_fingerprint=progress.data_fingerprint,
         )
         layout.write_info(aside, info)
+        if self.adapter is not None:
+            write_adapter_info(aside, self.adapter)
         layout.write_manifest(aside, digests)
         shutil.rmtree(final, ignore_errors=True)
         os.rename(aside, final)
@@ -253,7 +269,7 @@ class Checkpointer:
 
     def restore(self, trainee: Trainee, path: Path) -> Progress:
         """Weights and optimizer of `path`, from whatever layout, into this one."""
-        state = model_state(trainee.models())
+        state = trained_state(trainee.models())
         create_adam_state(trainee.optimizer)
         optimizer = trainee.optimizer.sharded_state_dict(state, is_loading=True, metadata=SHARDING)
         loaded = _load({**without_extra_state(state), "optimizer": optimizer}, path)

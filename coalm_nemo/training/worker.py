@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from coalm_nemo.checkpoint.lora import AdapterInfo
 from coalm_nemo.config import RunConfig, to_yaml
 from coalm_nemo.data.batch import Shape
 from coalm_nemo.data.shards import ShardSet, is_shard_set
@@ -68,6 +69,7 @@ def train(run: RunConfig, ranks: Ranks) -> int:
 def _train(
     run: RunConfig, ranks: Ranks, llama: LlamaConfig, layout: Layout, platform: Platform, prepared: Prepared
 ) -> int:
+    from coalm_nemo.models.lora import num_parameters
     from coalm_nemo.training.checkpointing import Checkpointer, Progress, load_model_state
     from coalm_nemo.training.loop import Loop
     from coalm_nemo.training.setup import build_trainee, warmup_steps
@@ -82,10 +84,11 @@ def _train(
         Path(run.run.dir) / "checkpoints",
         prepared.hf_source,
         dtype={"fp32": "float32", "bf16": "bfloat16"}[run.precision.dtype],
-        parameters=llama.num_parameters(),
+        parameters=num_parameters(llama, run.lora) if run.lora.rank else llama.num_parameters(),
         keep_last=run.checkpoint.keep_last,
         milestone_steps=run.checkpoint.milestone_interval_steps,
         asynchronous=run.checkpoint.async_save,
+        adapter=_adapter_info(run, prepared),
         on_saved=lambda note: _tell_saved(callbacks, note),
         warn=lambda sentence: _warn(callbacks, sentence),
     )
@@ -93,7 +96,11 @@ def _train(
     if not newest:
         checkpointer.refuse_unsound(prepared.base)
     trainee = build_trainee(
-        llama, run, platform, steps, lambda m: None if newest else load_model_state(m, prepared.base)
+        llama,
+        run,
+        platform,
+        steps,
+        lambda m: None if newest and not run.lora.rank else load_model_state(m, prepared.base),
     )
     progress = Progress(0, 0, feed.fingerprint())
     if newest:
@@ -111,6 +118,11 @@ def _train(
     for callback in callbacks:
         callback.on_end(ended)
     return EXIT_CODES[ended.status]
+
+
+def _adapter_info(run: RunConfig, prepared: Prepared) -> AdapterInfo | None:
+    lora = run.lora
+    return AdapterInfo(lora.rank, lora.alpha, list(lora.targets), str(prepared.base.absolute())) if lora.rank else None
 
 
 def open_rows(run: RunConfig, prepared: Prepared) -> tuple[RowSet, RowSet | None]:

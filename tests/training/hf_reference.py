@@ -21,11 +21,12 @@ class Reference:
     grad_norms: list[float]
 
 
-def train_reference(run: RunConfig, rows: TokenRows, steps: int) -> Reference:
-    """AdamW in fp32 on one process, row by row; norms are not decayed; constant learning rate."""
-    from transformers import AutoModelForCausalLM
+def train_reference(run: RunConfig, rows: TokenRows, steps: int, model: Any = None) -> Reference:
+    """AdamW in fp32 on one process, row by row; norms are not decayed; constant learning rate.
 
-    model = AutoModelForCausalLM.from_pretrained(run.model.hf_path, dtype=torch.float32, attn_implementation="sdpa")
+    `model`: one that is made otherwise (with adapters); all of its weights that want a gradient are trained.
+    """
+    model = model if model is not None else load_model(run)
     optimizer = make_adamw(model, run)
     losses, norms = [], []
     for step in range(steps):
@@ -43,11 +44,17 @@ def train_reference(run: RunConfig, rows: TokenRows, steps: int) -> Reference:
     return Reference(losses, norms)
 
 
+def load_model(run: RunConfig) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(run.model.hf_path, dtype=torch.float32, attn_implementation="sdpa")
+
+
 def make_adamw(model: Any, run: RunConfig) -> torch.optim.AdamW:
     """Weight decay on matrices only."""
     o = run.optimizer
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim == 1]
+    matrices = [p for p in model.parameters() if p.ndim > 1 and p.requires_grad]
+    vectors = [p for p in model.parameters() if p.ndim == 1 and p.requires_grad]
     groups = [{"params": matrices, "weight_decay": o.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=o.lr, betas=(o.beta1, o.beta2), eps=o.eps)
 
