@@ -73,7 +73,27 @@ class PrecisionSection:
     """Arithmetic of the forward and backward pass."""
 
     dtype: str = "bf16"
-    """fp32 | bf16. Master weights, gradients and moments are fp32 with both."""
+    """fp32 | bf16 | fp8_current | fp8_blockwise | fp8_delayed. Master weights, gradients and moments are fp32 with all.
+
+    FP8 is Transformer Engine's: matrix products of the layers in e4m3 (gradients e5m2), everything else bf16. Scales are
+    the current tensor's (the H100's default), of 128x128 and 1x128 blocks, or from the last steps' largest values."""
+    bf16_layers_at_start: int = 0
+    """With FP8: this many first layers stay in bf16."""
+    bf16_layers_at_end: int = 0
+    fp8_params: bool = False
+    """With FP8: weights are kept and gathered in FP8 (fp32 masters in the distributed optimizer), for memory and speed."""
+    fp8_weight_gradients: bool = True
+    """With FP8: the products that give weight gradients run in FP8 too."""
+
+    @property
+    def fp8(self) -> str:
+        """Name of the scaling recipe ("current", "blockwise", "delayed"), or "" without FP8."""
+        return self.dtype.removeprefix("fp8_") if self.dtype.startswith("fp8_") else ""
+
+    @property
+    def weights(self) -> str:
+        """Dtype of the weights outside the optimizer, by torch's name."""
+        return "float32" if self.dtype == "fp32" else "bfloat16"
 
 
 @dataclass

@@ -402,15 +402,11 @@ def _gpu_training(here: Ability, found: dict[str, Finding], torch: Torch) -> Abi
 
 
 def _fp8(gpu: Ability, torch: Torch) -> Ability:
-    from coalm_nemo.validate import CHOICES
-
     if not gpu.can:
         return Ability("FP8", False, gpu.why)
     if any(g.capability < FP8_CAPABILITY for g in torch.gpus):
         return Ability("FP8", False, "a GPU's compute capability is below 8.9")
-    if not any(dtype.startswith("fp8") for dtype in CHOICES["precision.dtype"]):
-        return Ability("FP8", False, "the machine could, but this version's precision.dtype has no fp8 yet")
-    return Ability("FP8", True, "precision.dtype=fp8...")
+    return Ability("FP8", True, "precision.dtype=fp8_current (or fp8_blockwise, fp8_delayed)")
 
 
 def _print(diagnosis: Diagnosis) -> None:

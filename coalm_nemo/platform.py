@@ -27,6 +27,14 @@ class Platform:
     def is_cuda(self) -> bool:
         return self.name == "cuda"
 
+    def refuse(self, dtype: str) -> None:
+        """Raises UserError for a precision that this platform has not: megatron-core would train in bf16 silently."""
+        if dtype.startswith("fp8") and not self.transformer_engine:
+            raise UserError(
+                f"precision.dtype={dtype} needs Transformer Engine on an FP8 GPU (H100 or later), and this run is on "
+                f"{self.name} without it; use bf16 or fp32"
+            )
+
     def device(self, local_rank: int) -> torch.device:
         """The device of this process."""
         import torch

@@ -12,7 +12,7 @@ from coalm_nemo.models.llama import LlamaConfig
 CHOICES = {
     "run.platform": ("auto", "cpu", "cuda"),
     "model.init": ("pretrained", "random"),
-    "precision.dtype": ("fp32", "bf16"),
+    "precision.dtype": ("fp32", "bf16", "fp8_current", "fp8_blockwise", "fp8_delayed"),
     "train.recompute": ("none", "selective", "full"),
     "train.empty_rows": ("error", "drop"),
     "data.overlong": ("error", "drop"),
@@ -76,11 +76,6 @@ def _value(run: RunConfig, key: str) -> object:
 
 
 def _check_values(run: RunConfig) -> None:
-    if run.precision.dtype.startswith("fp8"):
-        raise UserError(
-            f"precision.dtype={run.precision.dtype} needs Transformer Engine's FP8, which this version does not wire yet; "
-            "use bf16 or fp32"
-        )
     for key, allowed in CHOICES.items():
         if _value(run, key) not in allowed:
             raise UserError(f"{key} is '{_value(run, key)}'; use one of {', '.join(allowed)}")
@@ -94,6 +89,7 @@ def _check_values(run: RunConfig) -> None:
         if not 0 <= _number(run, key) < 1:
             raise UserError(f"{key} is {_value(run, key)}; it must be at least 0 and below 1")
     _check_lora(run)
+    _check_fp8(run)
     if run.optimizer.min_lr > run.optimizer.lr:
         raise UserError(f"optimizer.min_lr ({run.optimizer.min_lr}) is above optimizer.lr ({run.optimizer.lr})")
     if not run.train.steps and not run.train.epochs:
@@ -111,6 +107,21 @@ def _check_values(run: RunConfig) -> None:
         raise UserError("parallel.overlap_param_gather needs parallel.distributed_optimizer=true")
     if run.parallel.overlap_param_gather and not run.parallel.overlap_grad_reduce:
         raise UserError("parallel.overlap_param_gather needs parallel.overlap_grad_reduce=true")
+
+
+def _check_fp8(run: RunConfig) -> None:
+    precision = run.precision
+    bf16_layers = precision.bf16_layers_at_start or precision.bf16_layers_at_end
+    if min(precision.bf16_layers_at_start, precision.bf16_layers_at_end) < 0:
+        raise UserError("precision.bf16_layers_at_start and bf16_layers_at_end must not be negative")
+    if not precision.fp8 and (bf16_layers or precision.fp8_params):
+        raise UserError(f"precision.bf16_layers_* and fp8_params go with FP8, and precision.dtype is {precision.dtype}")
+    if precision.fp8 == "delayed" and bf16_layers:
+        raise UserError("precision.bf16_layers_* cannot go with fp8_delayed in megatron-core; use fp8_current")
+    if precision.fp8_params and not run.parallel.distributed_optimizer:
+        raise UserError("precision.fp8_params needs parallel.distributed_optimizer=true")
+    if precision.fp8 and run.train.seq_len_tokens % 16:
+        raise UserError(f"train.seq_len_tokens={run.train.seq_len_tokens}: FP8 products want a multiple of 16")
 
 
 def _check_lora(run: RunConfig) -> None:

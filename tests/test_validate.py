@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -85,7 +86,13 @@ REFUSED = [
     (["optimizer.min_lr=1"], 1, "is above optimizer.lr"),
     (["optimizer.lr=.inf"], 1, "optimizer.lr is inf"),
     (["optimizer.beta1=1"], 1, "optimizer.beta1 is 1.0; it must be at least 0 and below 1"),
-    (["precision.dtype=fp8_hybrid"], 1, "use bf16 or fp32"),
+    (["precision.dtype=fp8_hybrid"], 1, "use one of fp32, bf16, fp8_current"),
+    (["precision.fp8_params=true"], 1, "go with FP8, and precision.dtype is bf16"),
+    (["precision.dtype=fp8_delayed", "precision.bf16_layers_at_end=1"], 1, "cannot go with fp8_delayed"),
+    (["precision.dtype=fp8_current", "precision.bf16_layers_at_start=-1"], 1, "must not be negative"),
+    (["precision.dtype=fp8_current", "train.seq_len_tokens=500"], 1, "FP8 products want a multiple of 16"),
+    (["precision.dtype=fp8_current", "precision.fp8_params=true", "parallel.distributed_optimizer=false"], 1,
+     "needs parallel.distributed_optimizer=true"),
     (["parallel.overlap_param_gather=true"], 1, "needs parallel.overlap_grad_reduce=true"),
     (["data.packing=true", "batch.micro_size=2"], 1, "wants batch.micro_size=1"),
 ]  # fmt: skip
@@ -146,3 +153,18 @@ def test_what_passes_adds_up(tp: int, pp: int, vp: int, cp: int, world: int, bat
     assert run.train.seq_len_tokens % layout.sequence_multiple == 0
     assert layout.sequence_multiple == (tp if tp > 1 else 1) * (2 * cp if cp > 1 else 1)
     assert vp == 1 or (pp > 1 and layout.micro_batches % pp == 0)
+
+
+@pytest.mark.parametrize("recipe", ["current", "blockwise", "delayed"])
+def test_fp8_reaches_megatron(recipe: str) -> None:
+    """What Transformer Engine is told; without it, megatron-core would train on in bf16 and say nothing."""
+    from coalm_nemo.models.gpt import transformer_config
+    from coalm_nemo.platform import Platform
+
+    run = build_config(RunConfig(), [], [f"precision.dtype=fp8_{recipe}"])
+    config = transformer_config(llama(), run, Platform("cpu", "gloo", transformer_engine=False))
+    megatrons = {"current": "tensorwise", "blockwise": "blockwise", "delayed": "delayed"}[recipe]
+    assert (config.fp8, config.fp8_recipe, config.params_dtype) == ("hybrid", megatrons, torch.bfloat16)
+    with pytest.raises(UserError, match="needs Transformer Engine"):
+        Platform("cpu", "gloo", transformer_engine=False).refuse(run.precision.dtype)
+    Platform("cuda", "nccl", transformer_engine=True).refuse(run.precision.dtype)

@@ -18,7 +18,8 @@ from coalm_nemo.models.llama import LlamaConfig
 from coalm_nemo.models.rope import rope_inv_freq
 from coalm_nemo.platform import Platform
 
-TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+FP8_RECIPES = {"current": "tensorwise", "blockwise": "blockwise", "delayed": "delayed"}
+"""Our name of a scaling recipe -> megatron-core's."""
 
 
 class LlamaModel(GPTModel):
@@ -43,7 +44,7 @@ class LlamaModel(GPTModel):
 
 def transformer_config(llama: LlamaConfig, run: RunConfig, platform: Platform) -> TransformerConfig:
     """megatron-core's TransformerConfig for this model, layout and platform."""
-    dtype = TORCH_DTYPES[run.precision.dtype]
+    dtype = getattr(torch, run.precision.weights)
     return TransformerConfig(
         num_layers=llama.num_layers,
         hidden_size=llama.hidden_size,
@@ -64,6 +65,7 @@ def transformer_config(llama: LlamaConfig, run: RunConfig, platform: Platform) -
         bf16=dtype is torch.bfloat16,
         calculate_per_token_loss=True,
         **_parallel_arguments(run),
+        **_fp8_arguments(run),
         **_recompute_arguments(run.train.recompute),
         **_platform_arguments(run, platform),
     )
@@ -80,6 +82,25 @@ def _parallel_arguments(run: RunConfig) -> dict[str, Any]:
         "sequence_parallel": parallel.sequence and parallel.tensor > 1,
         "account_for_embedding_in_pipeline_split": counted,
         "account_for_loss_in_pipeline_split": counted,
+    }
+
+
+def _fp8_arguments(run: RunConfig) -> dict[str, Any]:
+    """Transformer Engine's FP8 through megatron-core, which without Transformer Engine ignores all of it silently."""
+    precision = run.precision
+    if not precision.fp8:
+        return {}
+    start, end = precision.bf16_layers_at_start, precision.bf16_layers_at_end
+    return {
+        "fp8": "hybrid",
+        "fp8_recipe": FP8_RECIPES[precision.fp8],
+        "fp8_param": precision.fp8_params,
+        "fp8_wgrad": precision.fp8_weight_gradients,
+        "fp8_amax_history_len": 1024 if precision.fp8 == "delayed" else 1,
+        "fp8_amax_compute_algo": "max" if precision.fp8 == "delayed" else "most_recent",
+        "first_last_layers_bf16": bool(start or end),
+        "num_layers_at_start_in_bf16": start,
+        "num_layers_at_end_in_bf16": end,
     }
 
 

@@ -26,7 +26,9 @@ def train_command(recipe: str, files: list[Path], overrides: list[str], nproc: i
         from coalm_nemo.training.launch import launch
 
         check_inputs(run, nproc)
-        return launch(run, nproc, choose_platform(run.run.platform))
+        platform = choose_platform(run.run.platform)
+        platform.refuse(run.precision.dtype)
+        return launch(run, nproc, platform)
     from coalm_nemo.training.worker import run_worker
 
     return run_worker(run)

@@ -16,7 +16,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
 from coalm_nemo.config import RunConfig
-from coalm_nemo.models.gpt import LlamaModel, build_chunks
+from coalm_nemo.models.gpt import FP8_RECIPES, LlamaModel, build_chunks
 from coalm_nemo.models.llama import LlamaConfig
 from coalm_nemo.platform import Platform
 from coalm_nemo.training.ranks import Ranks
@@ -107,6 +107,7 @@ def wrap_chunks(models: list[LlamaModel], run: RunConfig) -> list[Any]:
         overlap_grad_reduce=run.parallel.overlap_grad_reduce,
         overlap_param_gather=run.parallel.overlap_param_gather,
         use_distributed_optimizer=run.parallel.distributed_optimizer,
+        fp8_param_gather=run.precision.fp8_params,
         check_for_nan_in_grad=False,  # the step checks the loss and the norm itself and says which rows it was
     )
     chunks: list[Any] = [
@@ -122,7 +123,7 @@ def wrap_chunks(models: list[LlamaModel], run: RunConfig) -> list[Any]:
 def optimizer_config(run: RunConfig) -> OptimizerConfig:
     """AdamW with fp32 masters and moments."""
     o = run.optimizer
-    bf16 = run.precision.dtype == "bf16"
+    bf16 = run.precision.weights == "bfloat16"
     return OptimizerConfig(
         optimizer="adam",
         lr=o.lr,
@@ -136,6 +137,7 @@ def optimizer_config(run: RunConfig) -> OptimizerConfig:
         params_dtype=torch.bfloat16 if bf16 else torch.float32,
         use_distributed_optimizer=run.parallel.distributed_optimizer,
         overlap_param_gather=run.parallel.overlap_param_gather,
+        fp8_recipe=FP8_RECIPES.get(run.precision.fp8),
     )
 
 

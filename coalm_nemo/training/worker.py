@@ -54,6 +54,7 @@ def train(run: RunConfig, ranks: Ranks) -> int:
     llama = read_llama(run)
     layout = check_run(run, llama, ranks.world_size)
     platform = choose_platform(run.run.platform)
+    platform.refuse(run.precision.dtype)
     store = meet(ranks, run.data.prepare_timeout_s)
     prepared = Prepared.from_json(first_rank_does(store, ranks, "prepare", lambda: prepare(run, llama).to_json()))
 
@@ -83,7 +84,7 @@ def _train(
     checkpointer = Checkpointer(
         Path(run.run.dir) / "checkpoints",
         prepared.hf_source,
-        dtype={"fp32": "float32", "bf16": "bfloat16"}[run.precision.dtype],
+        dtype=run.precision.weights,
         parameters=num_parameters(llama, run.lora) if run.lora.rank else llama.num_parameters(),
         keep_last=run.checkpoint.keep_last,
         milestone_steps=run.checkpoint.milestone_interval_steps,
