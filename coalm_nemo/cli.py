@@ -40,6 +40,9 @@ def train(
     config: Annotated[list[Path] | None, typer.Option(help="YAML of overrides; may be given more than once.")] = None,
     nproc: Annotated[int, typer.Option(min=0, help="Start this many ranks here (0: this process is one rank).")] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved run, check it, and stop.")] = False,
+    gpus: Annotated[
+        int, typer.Option(min=0, help="With --dry-run: build each of this many ranks, without memory.")
+    ] = 0,
 ) -> None:
     """Fine-tune.
 
@@ -51,7 +54,7 @@ def train(
     """
     from coalm_nemo.training.command import train_command
 
-    sys.exit(train_command(recipe, config or [], overrides or [], nproc, dry_run))
+    sys.exit(train_command(recipe, config or [], overrides or [], nproc, dry_run, gpus))
 
 
 @app.command()

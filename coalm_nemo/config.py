@@ -34,6 +34,8 @@ class ModelSection:
     """Hugging Face Llama directory: config.json, tokenizer, and weights unless `init` is "random"."""
     checkpoint: str = ""
     """Megatron checkpoint to start from (`coalm convert import`). Empty: `hf_path` is imported into the run directory."""
+    shape: str = ""
+    """8b | 70b | 405b: Llama 3.1's shape, for plans and dry runs where no model is at hand."""
     init: str = "pretrained"
     """pretrained | random. "random" draws the weights from the seed: the same ones on every layout."""
 

@@ -83,7 +83,7 @@ def _cuda_type_names(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def type_(self: Any, dtype: Any = None, *args: Any, **kwargs: Any) -> Any:
         if dtype is None:
-            return original(self).replace("torch.", "torch.cuda.", 1)
+            return "torch.cuda." + original(self).rpartition(".")[2]  # of the meta device too, for dry runs
         return original(self, dtype, *args, **kwargs)
 
     return type_

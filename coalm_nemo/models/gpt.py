@@ -201,7 +201,9 @@ def _build_chunk(
     )
     if platform.is_cuda:
         model.cuda(torch.cuda.current_device())
-    model.rotary_pos_emb.inv_freq = rope_inv_freq(llama).to(model.rotary_pos_emb.inv_freq.device)
+    with torch.device("cpu"):  # a dry run builds everything else on the meta device
+        inv_freq = rope_inv_freq(llama)
+    model.rotary_pos_emb.inv_freq = inv_freq.to(model.rotary_pos_emb.inv_freq.device)
     if run.lora.rank:
         from coalm_nemo.models.lora import add_adapters
 

@@ -46,6 +46,12 @@ def start_process_groups(run: RunConfig, platform: Platform, ranks: Ranks, store
         world_size=ranks.world_size,
         timeout=timedelta(minutes=30),
     )
+    initialize_parallel_state(run)
+    seed_everything(run.run.seed, 0)
+
+
+def initialize_parallel_state(run: RunConfig) -> None:
+    """megatron-core's groups over torch.distributed's world."""
     parallel = run.parallel
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tensor,
@@ -54,7 +60,6 @@ def start_process_groups(run: RunConfig, platform: Platform, ranks: Ranks, store
         context_parallel_size=parallel.context,
         create_gloo_process_groups=False,
     )
-    seed_everything(run.run.seed, 0)
 
 
 def stop_process_groups() -> None:

@@ -1,0 +1,169 @@
+"""A run of any number of GPUs built on one core, without memory: `coalm train --gpus N --dry-run`.
+
+Every rank's model chunks, gradient buffers and optimizer are made by the code that trains, on the meta device under a
+fake process group: what divides wrongly, or a pipeline layout that megatron-core refuses, shows before anything is queued.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from coalm_nemo.config import RunConfig
+from coalm_nemo.errors import UserError
+from coalm_nemo.models.llama import LlamaConfig
+from coalm_nemo.validate import check_run
+
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class RankShare:
+    """What one rank holds, in elements."""
+
+    rank: int
+    stage: int
+    """Pipeline stage."""
+    layers: tuple[int, ...]
+    """Layers of each of its chunks."""
+    parameters: int
+    trained: int
+    """Parameters that want a gradient: all, or the adapters."""
+    own: int
+    """Parameters counted once over the tensor-parallel group: this rank's split ones, and on its first rank the others."""
+    gradients: int
+    """Elements of the fp32 gradient buffers."""
+    optimizer: int
+    """Elements that this rank's optimizer keeps masters and moments of."""
+
+
+@dataclass(frozen=True)
+class FullSize:
+    """All ranks that were built."""
+
+    world_size: int
+    shares: tuple[RankShare, ...]
+    parameters: int
+    """Of the whole model, padding included; 0 where not all ranks of one replica were built."""
+    seconds: float
+
+
+def build_full_size(
+    run: RunConfig, llama: LlamaConfig, world_size: int, ranks: Sequence[int] | None = None
+) -> FullSize:
+    """Build `ranks` (all, if None). Raises UserError where the layout is wrong or the parts do not make the model."""
+    check_run(run, llama, world_size)
+    started = time.monotonic()
+    wanted = range(world_size) if ranks is None else ranks
+    with _meta_device():
+        shares = tuple(_build(run, llama, world_size, rank) for rank in wanted)
+    replicas = world_size // (run.parallel.tensor * run.parallel.pipeline)
+    whole = sum(s.own for s in shares) // replicas if ranks is None else 0
+    if ranks is None and whole != (expected := _expected(run, llama)):
+        raise UserError(f"the ranks together hold {whole:,} parameters, but the model has {expected:,}")
+    return FullSize(world_size, shares, whole, time.monotonic() - started)
+
+
+def _expected(run: RunConfig, llama: LlamaConfig) -> int:
+    """The model's parameters with the vocabulary padded for this tensor-parallel size; tied ends are held twice."""
+    from coalm_nemo.models.lora import num_parameters
+
+    padding = llama.padded_vocab_size(run.parallel.tensor) - llama.vocab_size
+    tables = 1 if llama.tied_embeddings else 2
+    again = llama.tied_embeddings and run.parallel.pipeline > 1
+    table = llama.padded_vocab_size(run.parallel.tensor) * llama.hidden_size
+    adapters = num_parameters(llama, run.lora) if run.lora.rank else 0
+    return llama.num_parameters() + padding * llama.hidden_size * tables + (table if again else 0) + adapters
+
+
+@contextmanager
+def _meta_device() -> Iterator[None]:
+    """New tensors have a shape and no memory, those that megatron-core asks of "the current GPU" too."""
+    import torch
+
+    from coalm_nemo.platform import Platform
+
+    Platform("cpu", "gloo", transformer_engine=False).activate(0)
+    current, torch.cuda.current_device = torch.cuda.current_device, lambda: torch.device("meta")  # type: ignore
+    try:
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.cuda.current_device = current
+
+
+def _build(run: RunConfig, llama: LlamaConfig, world_size: int, rank: int) -> RankShare:
+    from megatron.core import parallel_state
+
+    from coalm_nemo.platform import Platform
+    from coalm_nemo.training.setup import build_trainee
+
+    platform = Platform("cpu", "gloo", transformer_engine=False)
+    with _fake_group(run, world_size, rank):
+        trainee = build_trainee(llama, run, platform, 1, lambda models: None)
+        models = trainee.models()
+        parameters = [p for model in models for p in model.parameters()]
+        first = parallel_state.get_tensor_model_parallel_rank() == 0
+        split = [p for p in parameters if getattr(p, "tensor_model_parallel", False)]
+        return RankShare(
+            rank,
+            parallel_state.get_pipeline_model_parallel_rank(),
+            tuple(len(model.decoder.layers) for model in models),
+            sum(p.numel() for p in parameters),
+            sum(p.numel() for p in parameters if p.requires_grad),
+            sum(p.numel() for p in (parameters if first else split)),
+            sum(buffer.numel for chunk in trainee.chunks for buffer in chunk.buffers),
+            _optimizer_elements(trainee.optimizer),
+        )
+
+
+def _optimizer_elements(optimizer: Any) -> int:
+    from coalm_nemo.training.setup import inner_optimizers
+
+    return sum(
+        p.numel() for inner in inner_optimizers(optimizer) for group in inner.param_groups for p in group["params"]
+    )
+
+
+@contextmanager
+def _fake_group(run: RunConfig, world_size: int, rank: int) -> Iterator[None]:
+    """Process groups of `world_size` ranks, seen from `rank`, whose collectives do nothing."""
+    import torch
+    from megatron.core import parallel_state
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    from coalm_nemo.training.setup import initialize_parallel_state
+
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
+    try:
+        initialize_parallel_state(run)
+        yield
+    finally:
+        parallel_state.destroy_model_parallel()
+        torch.distributed.destroy_process_group()
+
+
+def report(run: RunConfig, full: FullSize) -> None:
+    """A line a pipeline stage (its largest rank), in GB."""
+    from rich.console import Console
+    from rich.table import Table
+
+    weight = 4 if run.precision.weights == "float32" else 2
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("stage", "ranks", "layers", "parameters", "weights GB", "gradients GB", "optimizer GB"):
+        table.add_column(name, justify="right")
+    for stage in sorted({s.stage for s in full.shares}):
+        mine = [s for s in full.shares if s.stage == stage]
+        top = max(mine, key=lambda s: s.parameters)
+        sizes = (weight * top.parameters, 4 * top.gradients, 12 * max(s.optimizer for s in mine))
+        cells = [str(stage), str(len(mine)), str(sum(top.layers)), f"{top.parameters:,}"]
+        table.add_row(*cells, *(f"{size / GB:.1f}" for size in sizes))
+    console = Console(highlight=False)
+    console.print(table)
+    whole = f"; together the model's {full.parameters:,} parameters" if full.parameters else ""
+    console.print(f"{len(full.shares)} of {full.world_size} ranks built in {full.seconds:.1f} s{whole}")
