@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from coalm_nemo.config import RunConfig
 from coalm_nemo.errors import EXIT_USER_ERROR, UserError
 
 app = typer.Typer(
@@ -29,6 +30,14 @@ def main() -> None:
     except UserError as e:
         print(f"coalm: {e}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
+
+
+def build_recipe(name: str, overrides: list[str]) -> RunConfig:
+    """A recipe with its changes."""
+    from coalm_nemo.config import build_config
+    from recipes import load_recipe
+
+    return build_config(load_recipe(name), [], overrides)
 
 
 @app.command()
@@ -55,6 +64,42 @@ def train(
     from coalm_nemo.training.command import train_command
 
     sys.exit(train_command(recipe, config or [], overrides or [], nproc, dry_run, gpus))
+
+
+@app.command()
+def plan(
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[key=value ...]", help="Changes to the recipe.")
+    ] = None,
+    gpus: Annotated[int, typer.Option(min=1, help="How many.")] = 8,
+    recipe: Annotated[str | None, typer.Option(help="A recipe by name.")] = None,
+    model: Annotated[str, typer.Option(help="8b | 70b | 405b, or a Hugging Face directory.")] = "",
+    gpu: Annotated[str, typer.Option(help="h100-80gb | h200-141gb.")] = "h100-80gb",
+    seq_len_tokens: Annotated[int, typer.Option(min=0)] = 0,
+    global_batch: Annotated[int, typer.Option(min=0, help="Sequences (packs) a step.")] = 0,
+    micro_batch: Annotated[int, typer.Option(min=0)] = 0,
+    task: Annotated[str, typer.Option(help="pretrain | sft | lora, as published figures name them.")] = "",
+    method: Annotated[str, typer.Option(help="full | lora.")] = "",
+    precision: Annotated[str, typer.Option(help="bf16 | fp8.")] = "",
+    layout: Annotated[str, typer.Option(help="Only this one: tensor=8,pipeline=8,...")] = "",
+    top: Annotated[int, typer.Option(help="How many layouts.")] = 10,
+    picture: Annotated[Path | None, typer.Option(help="PNG: memory bars and the pipeline's timeline.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="A list of layouts, best first.")] = False,
+) -> None:
+    """Which layouts fit, how much memory they take, how fast they are, and why. Needs no GPU and no weights.
+
+    Example: coalm plan --recipe coalm_405b --gpus 128
+    """
+    from coalm_nemo.planning.command import PlanRequest, layout_of, plan_command
+
+    request = PlanRequest(
+        gpus=gpus, model=model, gpu=gpu, seq_len_tokens=seq_len_tokens, global_batch=global_batch,
+        micro_batch=micro_batch, task=task, method=method, precision=precision, layout=layout,
+    )  # fmt: skip
+    if recipe is None and overrides:
+        raise UserError("key=value changes go with --recipe")
+    run = build_recipe(recipe, overrides or []) if recipe else None
+    plan_command(request, run, top, as_json, picture, layout_of(run) if run else None)
 
 
 @app.command()

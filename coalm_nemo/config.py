@@ -24,6 +24,8 @@ class RunSection:
     platform: str = "auto"
     """auto | cpu | cuda. "auto" is cuda where a GPU is seen, else cpu."""
     seed: int = 42
+    environment: dict[str, str] = field(default_factory=dict)
+    """Environment variables that the ranks run with, unless the shell sets them otherwise."""
 
 
 @dataclass
@@ -84,6 +86,8 @@ class PrecisionSection:
     bf16_layers_at_end: int = 0
     fp8_params: bool = False
     """With FP8: weights are kept and gathered in FP8 (fp32 masters in the distributed optimizer), for memory and speed."""
+    gradients: str = "fp32"
+    """fp32 | bf16: what gradients are accumulated and reduced in. bf16 halves their memory and their traffic."""
     fp8_weight_gradients: bool = True
     """With FP8: the products that give weight gradients run in FP8 too."""
 
@@ -158,6 +162,8 @@ class OptimizerSection:
     beta1: float = 0.9
     beta2: float = 0.95
     eps: float = 1e-8
+    moments: str = "fp32"
+    """fp32 | bf16: what Adam's two moments are kept in. bf16 takes Transformer Engine's optimizer."""
 
 
 @dataclass

@@ -27,13 +27,17 @@ class Platform:
     def is_cuda(self) -> bool:
         return self.name == "cuda"
 
-    def refuse(self, dtype: str) -> None:
-        """Raises UserError for a precision that this platform has not: megatron-core would train in bf16 silently."""
-        if dtype.startswith("fp8") and not self.transformer_engine:
+    def refuse(self, dtype: str, moments: str = "fp32") -> None:
+        """Raises UserError for what this platform has not: without it megatron-core trains on in bf16 and says nothing."""
+        if self.transformer_engine:
+            return
+        if dtype.startswith("fp8"):
             raise UserError(
                 f"precision.dtype={dtype} needs Transformer Engine on an FP8 GPU (H100 or later), and this run is on "
                 f"{self.name} without it; use bf16 or fp32"
             )
+        if moments != "fp32":
+            raise UserError(f"optimizer.moments={moments} needs Transformer Engine, and this run is on {self.name}")
 
     def device(self, local_rank: int) -> torch.device:
         """The device of this process."""

@@ -13,6 +13,8 @@ CHOICES = {
     "run.platform": ("auto", "cpu", "cuda"),
     "model.init": ("pretrained", "random"),
     "precision.dtype": ("fp32", "bf16", "fp8_current", "fp8_blockwise", "fp8_delayed"),
+    "precision.gradients": ("fp32", "bf16"),
+    "optimizer.moments": ("fp32", "bf16"),
     "train.recompute": ("none", "selective", "full"),
     "train.empty_rows": ("error", "drop"),
     "data.overlong": ("error", "drop"),
@@ -118,6 +120,10 @@ def _check_fp8(run: RunConfig) -> None:
         raise UserError(f"precision.bf16_layers_* and fp8_params go with FP8, and precision.dtype is {precision.dtype}")
     if precision.fp8 == "delayed" and bf16_layers:
         raise UserError("precision.bf16_layers_* cannot go with fp8_delayed in megatron-core; use fp8_current")
+    if run.optimizer.moments == "bf16" and not run.parallel.distributed_optimizer:
+        raise UserError("optimizer.moments=bf16 needs parallel.distributed_optimizer=true")
+    if precision.gradients == "bf16" and precision.dtype == "fp32":
+        raise UserError("precision.gradients=bf16 goes with bf16 or FP8, and precision.dtype is fp32")
     if precision.fp8_params and not run.parallel.distributed_optimizer:
         raise UserError("precision.fp8_params needs parallel.distributed_optimizer=true")
     if precision.fp8 and run.train.seq_len_tokens % 16:

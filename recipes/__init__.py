@@ -8,7 +8,23 @@ import importlib
 from coalm_nemo.config import RunConfig
 from coalm_nemo.errors import UserError
 
-RECIPES = {"coalm_tiny": "coalm_tiny", "coalm_demo": "coalm_demo", "nano_base": "nano_base"}
+RECIPES = {
+    "coalm_tiny": "coalm_tiny",
+    "coalm_demo": "coalm_demo",
+    "nano_base": "nano_base",
+    "coalm_8b": "coalm_8b",
+    "coalm_8b_lora": "coalm_8b",
+    "paper_8b_lora": "coalm_8b",
+    "released_8b_lora": "coalm_8b",
+    "coalm_70b": "coalm_70b",
+    "coalm_70b_lora": "coalm_70b",
+    "paper_70b_lora": "coalm_70b",
+    "released_70b": "coalm_70b",
+    "coalm_405b": "coalm_405b",
+    "coalm_405b_lora": "coalm_405b",
+    "paper_405b_lora": "coalm_405b",
+    "released_405b_lora": "coalm_405b",
+}
 """Recipe -> the module of this folder that defines a function of that name."""
 
 

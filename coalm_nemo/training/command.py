@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from coalm_nemo.config import RunConfig, build_config, to_yaml
@@ -17,6 +18,8 @@ def train_command(
 ) -> int:
     """Returns the exit code. Raises UserError for bad input, before anything is written."""
     run = build_config(load_recipe(recipe), files, overrides)
+    for name, value in run.run.environment.items():
+        os.environ.setdefault(name, value)
     if gpus:
         if not dry_run:
             raise UserError("--gpus goes with --dry-run; a run has as many GPUs as srun or torchrun start ranks")
@@ -34,7 +37,7 @@ def train_command(
 
         check_inputs(run, nproc)
         platform = choose_platform(run.run.platform)
-        platform.refuse(run.precision.dtype)
+        platform.refuse(run.precision.dtype, run.optimizer.moments)
         return launch(run, nproc, platform)
     from coalm_nemo.training.worker import run_worker
 

@@ -6,6 +6,7 @@ fake process group: what divides wrongly, or a pipeline layout that megatron-cor
 
 from __future__ import annotations
 
+import copy
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -36,7 +37,7 @@ class RankShare:
     own: int
     """Parameters counted once over the tensor-parallel group: this rank's split ones, and on its first rank the others."""
     gradients: int
-    """Elements of the fp32 gradient buffers."""
+    """Elements of the gradient buffers."""
     optimizer: int
     """Elements that this rank's optimizer keeps masters and moments of."""
 
@@ -59,8 +60,10 @@ def build_full_size(
     check_run(run, llama, world_size)
     started = time.monotonic()
     wanted = range(world_size) if ranks is None else ranks
+    counted = copy.deepcopy(run)
+    counted.optimizer.moments = "fp32"  # as many elements; the other kind wants Transformer Engine to be made at all
     with _meta_device():
-        shares = tuple(_build(run, llama, world_size, rank) for rank in wanted)
+        shares = tuple(_build(counted, llama, world_size, rank) for rank in wanted)
     replicas = world_size // (run.parallel.tensor * run.parallel.pipeline)
     whole = sum(s.own for s in shares) // replicas if ranks is None else 0
     if ranks is None and whole != (expected := _expected(run, llama)):
@@ -149,18 +152,20 @@ def _fake_group(run: RunConfig, world_size: int, rank: int) -> Iterator[None]:
 
 
 def report(run: RunConfig, full: FullSize) -> None:
-    """A line a pipeline stage (its largest rank), in GB."""
+    """A line a pipeline stage (its largest rank), in GB; weights as they are without FP8 parameters."""
     from rich.console import Console
     from rich.table import Table
 
     weight = 4 if run.precision.weights == "float32" else 2
+    gradient = 4 if run.precision.gradients == "fp32" else 2
+    state = 4 + 2 * (4 if run.optimizer.moments == "fp32" else 2)  # masters and two moments
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("stage", "ranks", "layers", "parameters", "weights GB", "gradients GB", "optimizer GB"):
         table.add_column(name, justify="right")
     for stage in sorted({s.stage for s in full.shares}):
         mine = [s for s in full.shares if s.stage == stage]
         top = max(mine, key=lambda s: s.parameters)
-        sizes = (weight * top.parameters, 4 * top.gradients, 12 * max(s.optimizer for s in mine))
+        sizes = (weight * top.parameters, gradient * top.gradients, state * max(s.optimizer for s in mine))
         cells = [str(stage), str(len(mine)), str(sum(top.layers)), f"{top.parameters:,}"]
         table.add_row(*cells, *(f"{size / GB:.1f}" for size in sizes))
     console = Console(highlight=False)

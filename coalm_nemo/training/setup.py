@@ -106,9 +106,9 @@ def inner_optimizers(optimizer: Any) -> list[Any]:
 
 
 def wrap_chunks(models: list[LlamaModel], run: RunConfig) -> list[Any]:
-    """DDP around each chunk; gradients are accumulated and reduced in fp32."""
+    """DDP around each chunk, which accumulates and reduces gradients in `precision.gradients`."""
     config = DistributedDataParallelConfig(
-        grad_reduce_in_fp32=True,
+        grad_reduce_in_fp32=run.precision.gradients == "fp32",
         overlap_grad_reduce=run.parallel.overlap_grad_reduce,
         overlap_param_gather=run.parallel.overlap_param_gather,
         use_distributed_optimizer=run.parallel.distributed_optimizer,
@@ -143,7 +143,21 @@ def optimizer_config(run: RunConfig) -> OptimizerConfig:
         use_distributed_optimizer=run.parallel.distributed_optimizer,
         overlap_param_gather=run.parallel.overlap_param_gather,
         fp8_recipe=FP8_RECIPES.get(run.precision.fp8),
+        **_moments(run),
     )
+
+
+def _moments(run: RunConfig) -> dict[str, Any]:
+    """Adam's moments in bf16 are the precision-aware optimizer's; masters stay fp32."""
+    if run.optimizer.moments == "fp32":
+        return {}
+    moments, gradients = torch.bfloat16, {"fp32": torch.float32, "bf16": torch.bfloat16}[run.precision.gradients]
+    return {
+        "use_precision_aware_optimizer": True,
+        "main_grads_dtype": gradients,
+        "exp_avg_dtype": moments,
+        "exp_avg_sq_dtype": moments,
+    }
 
 
 def connect(config: Any, chunks: list[Any], optimizer: MegatronOptimizer, run: RunConfig) -> None:

@@ -54,7 +54,7 @@ def train(run: RunConfig, ranks: Ranks) -> int:
     llama = read_llama(run)
     layout = check_run(run, llama, ranks.world_size)
     platform = choose_platform(run.run.platform)
-    platform.refuse(run.precision.dtype)
+    platform.refuse(run.precision.dtype, run.optimizer.moments)
     store = meet(ranks, run.data.prepare_timeout_s)
     prepared = Prepared.from_json(first_rank_does(store, ranks, "prepare", lambda: prepare(run, llama).to_json()))
 

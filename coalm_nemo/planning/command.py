@@ -1,0 +1,205 @@
+"""`coalm plan`: which layouts fit, how fast they are, and why."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from coalm_nemo.config import RunConfig
+from coalm_nemo.errors import UserError
+from coalm_nemo.planning.estimate import SPARE_GB, Estimate, estimate
+from coalm_nemo.planning.explain import why, why_others
+from coalm_nemo.planning.hardware import GIB, find_gpu
+from coalm_nemo.planning.job import Job, Layout
+from coalm_nemo.planning.legality import check_legal, parse_layout
+from coalm_nemo.planning.search import Found, search
+from coalm_nemo.planning.shapes import find_shape
+
+DEFAULT_LORA_RANK = 16
+METHODS = {"full": "sft", "lora": "lora"}
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """The words of the command; what is empty or 0 comes from the recipe, else from a default."""
+
+    gpus: int
+    model: str = ""
+    """8b | 70b | 405b, or a Hugging Face directory."""
+    gpu: str = "h100-80gb"
+    seq_len_tokens: int = 0
+    global_batch: int = 0
+    micro_batch: int = 0
+    task: str = ""
+    """pretrain | sft | lora as published figures name them: LoRA on qkv alone unless `lora_targets` says otherwise."""
+    method: str = ""
+    """full | lora as CoALM trains: LoRA on every linear layer unless `lora_targets` says otherwise."""
+    precision: str = ""
+    lora_targets: str = ""
+    lora_rank: int = 0
+    attended_tokens: float = 0.0
+    layout: str = ""
+    """`tensor=8,pipeline=8,...`: this layout alone; what it does not name has Layout's defaults."""
+
+
+def plan_command(
+    request: PlanRequest,
+    run: RunConfig | None = None,
+    top: int = 10,
+    as_json: bool = False,
+    picture: Path | None = None,
+    base: Layout | None = None,
+) -> None:
+    """Print the plan, and write its picture. Raises UserError for bad input and where nothing fits.
+
+    `base` says what a search does not vary: FP8 parameters, the precision of gradients, the distributed optimizer.
+    """
+    if top < 1:
+        raise UserError(f"--top is {top}; it must be at least 1")
+    job = make_job(request, run)
+    found = plan_one(job, request) if request.layout else search(job, base, request.micro_batch)
+    listed = (found.fitting + found.too_large)[:1] if request.layout else found.fitting[:top]
+    if not listed:
+        raise UserError(_nothing_fits(job, found))
+    if as_json:
+        print(json.dumps([as_dict(e, listed[0]) for e in listed], indent=2))
+    else:
+        print("\n".join([*page(job, listed), *([] if request.layout else ["", *why_others(found, len(listed))])]))
+    if picture:
+        from coalm_nemo.planning.picture import draw_plan
+
+        draw_plan(listed, picture)
+
+
+def make_job(request: PlanRequest, run: RunConfig | None = None) -> Job:
+    """The job that the words, the recipe and the defaults make together. Raises UserError for unknown names."""
+    run = run or _defaults()
+    name, shape = find_shape(request.model or run.model.hf_path or run.model.shape)
+    precision = request.precision or run.precision.dtype
+    return Job(
+        model=shape,
+        gpus=request.gpus,
+        global_batch=request.global_batch or run.batch.global_size,
+        seq_len_tokens=request.seq_len_tokens or run.train.seq_len_tokens,
+        task=_task(request, run),
+        precision="fp8" if precision.startswith("fp8") else precision,
+        gpu=find_gpu(request.gpu),
+        attended_tokens=request.attended_tokens,
+        lora_rank=request.lora_rank or run.lora.rank or DEFAULT_LORA_RANK,
+        lora_targets=request.lora_targets or _lora_targets(request, run),
+        name=name,
+    )
+
+
+def _defaults() -> RunConfig:
+    """What a plan without a recipe assumes."""
+    run = RunConfig()
+    run.precision.dtype, run.batch.global_size, run.train.seq_len_tokens = "fp8", 64, 4096
+    return run
+
+
+def _task(request: PlanRequest, run: RunConfig) -> str:
+    """pretrain | sft | lora. Raises UserError where --task and --method contradict each other."""
+    if request.method and request.method not in METHODS:
+        raise UserError(f"--method {request.method} is not known; use full or lora")
+    if request.task and request.method and (request.task == "lora") != (request.method == "lora"):
+        raise UserError(f"--task {request.task} and --method {request.method} do not agree; give one of them")
+    return request.task or METHODS.get(request.method, "lora" if run.lora.rank else "sft")
+
+
+def _lora_targets(request: PlanRequest, run: RunConfig) -> str:
+    """qkv as published runs have it where --task names LoRA, else what the recipe trains."""
+    only_qkv = bool(run.lora.rank) and set(run.lora.targets) <= {"q", "k", "v"}
+    return "qkv" if request.task == "lora" or only_qkv else "all"
+
+
+def plan_one(job: Job, request: PlanRequest) -> Found:
+    """The one layout that was asked for, in the list it belongs to. Raises UserError if it is not legal."""
+    base = replace(Layout(), micro_batch=request.micro_batch or 1)
+    layout = parse_layout(request.layout, base, job.model)
+    check_legal(job, layout)
+    one = estimate(job, layout)
+    return Found(fitting=[one]) if one.spare >= SPARE_GB * GIB else Found(too_large=[one])
+
+
+def layout_of(run: RunConfig) -> Layout:
+    """The layout a configuration asks for; also the `base` of a search that keeps its FP8 parameters and optimizer."""
+    parallel = run.parallel
+    return Layout(
+        tensor=parallel.tensor,
+        pipeline=parallel.pipeline,
+        virtual_pipeline=parallel.virtual_pipeline,
+        context=parallel.context,
+        micro_batch=run.batch.micro_size,
+        recompute=run.train.recompute,
+        sequence=parallel.sequence,
+        count_embedding_and_loss=parallel.count_embedding_and_loss,
+        distributed_optimizer=parallel.distributed_optimizer,
+        fp8_params=run.precision.fp8_params,
+        gradient_bytes=2 if run.precision.gradients == "bf16" else 4,
+        moment_bytes=2 if run.optimizer.moments == "bf16" else 4,
+    )
+
+
+def as_dict(e: Estimate, best: Estimate) -> dict[str, Any]:
+    """A layout as JSON. Memory is in GiB; `memory_gb` is the first stage's peak, as logs and published figures have it."""
+    causal, full = e.both_mfu
+    return {
+        **asdict(e.layout),
+        "data_parallel": e.layout.data_parallel(e.job.gpus),
+        "micro_batches": e.layout.micro_batches(e.job),
+        "tokens_per_s_per_gpu": round(e.tokens_per_s_per_gpu, 2),
+        "step_s": round(e.time.total, 4),
+        "bubble_fraction": round(e.bubble_fraction, 5),
+        "memory_gb": round(e.memory.first.allocated / GIB, 2),
+        "memory_worst_gb": round(e.memory.worst.allocated / GIB, 2),
+        "memory_worst_stage": e.memory.worst_stage,
+        "memory_reserve_gb": round(e.memory.worst.reserve / GIB, 2),
+        "memory_spare_gb": round(e.spare / GIB, 2),
+        "fits": e.spare >= SPARE_GB * GIB,
+        "memory_parts_gb": {k: round(v / GIB, 2) for k, v in asdict(e.memory.worst).items()},
+        "time_parts_s": {k: round(v, 4) for k, v in asdict(e.time).items()},
+        "mfu_causal": round(causal, 4),
+        "mfu_full": round(full, 4),
+        "epoch_hours": round(e.epoch_gpu_hours / e.job.gpus, 3),
+        "epoch_gpu_hours": round(e.epoch_gpu_hours, 1),
+        "why": why(e, best),
+    }
+
+
+def page(job: Job, listed: Sequence[Estimate]) -> Iterator[str]:
+    """The plan as lines: what was asked, and a table."""
+    yield (
+        f"{job.name} {job.task} {job.precision} on {job.gpus} {job.gpu.name}: {job.global_batch} sequences of "
+        f"{job.seq_len_tokens} tokens a step; memory in GiB on the fullest stage of {job.gpu.memory / GIB:.1f}"
+    )
+    yield ""
+    names = [e.layout.short() for e in listed]
+    width = max(map(len, names))
+    yield f"{'layout':<{width}}  tokens/s/GPU  step s bubble memory spare         epoch  why"
+    for name, e in zip(names, listed, strict=True):
+        hours = e.epoch_gpu_hours
+        yield (
+            f"{name:<{width}}  {e.tokens_per_s_per_gpu:>12.0f} {e.time.total:>7.2f} {e.bubble_fraction:>6.1%} "
+            f"{e.memory.worst.total / GIB:>6.1f} {e.spare / GIB:>5.1f} {hours / job.gpus:>5.2f}h {hours:>4.0f}GPUh  "
+            f"{why(e, listed[0])}"
+        )
+
+
+def _nothing_fits(job: Job, found: Found) -> str:
+    """One sentence: what is nearest, or why nothing is legal."""
+    where = f"{job.gpus} {job.gpu.name}"
+    if found.too_large:
+        nearest = max(found.too_large, key=lambda e: e.spare)
+        return (
+            f"no layout of {job.name} fits on {where} with {SPARE_GB:g} GB to spare; the nearest, "
+            f"{nearest.layout.short()}, {why(nearest, nearest)}: use more GPUs, LoRA or shorter sequences"
+        )
+    rule = found.illegal.most_common(1)[0][0] if found.illegal else "nothing divides"
+    return (
+        f"no layout of {job.name} is legal on {where} with a global batch of {job.global_batch} ({rule}); "
+        "change --gpus or --global-batch"
+    )

@@ -1,0 +1,118 @@
+"""Memory: published peaks, the parameters of all stages together, and how parts move with the layout."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from coalm_nemo.planning.hardware import GIB, GPUS
+from coalm_nemo.planning.job import PRECISIONS, TASKS, Job, Layout
+from coalm_nemo.planning.legality import counts_ends
+from coalm_nemo.planning.memory import layer_activation_bytes, memory, stage_memory, stage_parameters
+from coalm_nemo.planning.published import read_published
+from coalm_nemo.planning.shapes import SHAPES
+
+PEAKS = [r for r in read_published() if r.peak_memory_gb]
+
+
+@pytest.mark.parametrize("row", PEAKS, ids=lambda r: f"{r.job.gpus} GPUs")
+def test_published_peaks_are_met(row) -> None:  # type: ignore[no-untyped-def]
+    assert memory(row.job, row.layout).first.allocated / GIB == pytest.approx(row.peak_memory_gb, rel=0.02)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("pipeline", [1, 2])
+def test_stages_hold_every_parameter_once(name: str, pipeline: int) -> None:
+    model = SHAPES[name]
+    layout = Layout(pipeline=pipeline)
+    assert sum(sum(stage_parameters(model, layout, r)) for r in range(pipeline)) == model.num_parameters()
+
+
+def test_a_tied_embedding_is_held_by_both_ends() -> None:
+    tied = replace(SHAPES["8b"], tied_embeddings=True)
+    one = sum(stage_parameters(tied, Layout(), 0))
+    two = sum(sum(stage_parameters(tied, Layout(pipeline=2), r)) for r in (0, 1))
+    assert one == tied.num_parameters()
+    assert two == one + tied.vocab_size * tied.hidden_size
+
+
+def test_405b_weights_by_hand() -> None:
+    """Rank 0 of TP8 PP8 with both ends counted: 15 layers of 3,187,671,040 linear weights and the embedding."""
+    layout = Layout(tensor=8, pipeline=8, virtual_pipeline=8, count_embedding_and_loss=True)
+    linear, other = stage_parameters(SHAPES["405b"], layout, 0)
+    assert linear == 15 * 3_187_671_040 / 8
+    assert other == 15 * 2 * 16384 + 128256 * 16384 / 8
+    assert linear < stage_parameters(SHAPES["405b"], layout, 1)[0] == 16 * 3_187_671_040 / 8
+
+
+JOBS = st.builds(
+    Job,
+    model=st.sampled_from(list(SHAPES.values())),
+    gpus=st.sampled_from([1024, 4096]),
+    global_batch=st.just(8192),
+    seq_len_tokens=st.sampled_from([2048, 4096, 8192]),
+    task=st.sampled_from(TASKS),
+    precision=st.sampled_from(PRECISIONS),
+    gpu=st.sampled_from(list(GPUS.values())),
+)
+LAYOUTS = st.builds(
+    Layout,
+    tensor=st.sampled_from([1, 2, 4]),
+    pipeline=st.sampled_from([1, 2]),
+    context=st.sampled_from([1, 2, 4]),
+    micro_batch=st.sampled_from([1, 2]),
+    sequence=st.booleans(),
+    fp8_params=st.booleans(),
+    gradient_bytes=st.sampled_from([2, 4]),
+    moment_bytes=st.sampled_from([2, 4]),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(JOBS, LAYOUTS)
+def test_more_tensor_parallelism_never_needs_more(job: Job, layout: Layout) -> None:
+    before, after = (stage_memory(job, replace(layout, tensor=t), 0) for t in (layout.tensor, 2 * layout.tensor))
+    assert after.weights + after.fp8_copies <= before.weights + before.fp8_copies
+    assert after.activations <= before.activations
+    assert after.gradients <= before.gradients
+
+
+@settings(max_examples=60, deadline=None)
+@given(JOBS, LAYOUTS)
+def test_recomputation_never_keeps_more(job: Job, layout: Layout) -> None:
+    kept = [layer_activation_bytes(job, replace(layout, recompute=r)) for r in ("none", "selective", "full")]
+    assert kept == sorted(kept, reverse=True)
+
+
+@settings(max_examples=60, deadline=None)
+@given(JOBS, LAYOUTS)
+def test_the_distributed_optimizer_is_shared_out_over_data_and_context_ranks(job: Job, layout: Layout) -> None:
+    whole = stage_memory(job, replace(layout, distributed_optimizer=False), 0).optimizer
+    ranks = job.gpus // layout.model_ranks * layout.context
+    assert stage_memory(job, layout, 0).optimizer == pytest.approx(whole / ranks)
+    twice = replace(job, gpus=2 * job.gpus)
+    assert stage_memory(twice, layout, 0).optimizer == pytest.approx(whole / ranks / 2)
+
+
+@settings(max_examples=60, deadline=None)
+@given(JOBS, LAYOUTS)
+def test_cheaper_forms_need_less(job: Job, layout: Layout) -> None:
+    def total(**changes: object) -> float:
+        return stage_memory(job, replace(layout, **changes), 0).total  # type: ignore[arg-type]
+
+    assert total(moment_bytes=2) <= total(moment_bytes=4)
+    assert total(gradient_bytes=2) <= total(gradient_bytes=4)
+    assert total(fp8_params=True) <= total(fp8_params=False)
+    assert total(context=2 * layout.context) <= total() or job.task == "lora"
+
+
+def test_the_vocabulary_is_paid_at_the_ends() -> None:
+    model = SHAPES["70b"]
+    job, layout = Job(model, 32, 32), Layout(tensor=4, pipeline=4)
+    assert not counts_ends(model, layout)
+    first, middle, last = (stage_memory(job, layout, r) for r in (0, 1, 3))
+    assert first.weights == last.weights - 2 * model.hidden_size > middle.weights
+    assert last.logits > 0 == first.logits == middle.logits
