@@ -84,6 +84,7 @@ def plan(
     layout: Annotated[str, typer.Option(help="Only this one: tensor=8,pipeline=8,...")] = "",
     top: Annotated[int, typer.Option(help="How many layouts.")] = 10,
     picture: Annotated[Path | None, typer.Option(help="PNG: memory bars and the pipeline's timeline.")] = None,
+    write: Annotated[Path | None, typer.Option(help="YAML of the best layout, for `coalm train --config`.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="A list of layouts, best first.")] = False,
 ) -> None:
     """Which layouts fit, how much memory they take, how fast they are, and why. Needs no GPU and no weights.
@@ -99,7 +100,7 @@ def plan(
     if recipe is None and overrides:
         raise UserError("key=value changes go with --recipe")
     run = build_recipe(recipe, overrides or []) if recipe else None
-    plan_command(request, run, top, as_json, picture, layout_of(run) if run else None)
+    plan_command(request, run, top, as_json, picture, layout_of(run) if run else None, write)
 
 
 @app.command()

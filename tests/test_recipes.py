@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from coalm_nemo.config import RunConfig
-from coalm_nemo.planning.command import PlanRequest, layout_of, make_job
+from coalm_nemo.config import RunConfig, build_config
+from coalm_nemo.planning.command import PlanRequest, layout_of, make_job, plan_command
 from coalm_nemo.planning.estimate import SPARE_GB, estimate
 from coalm_nemo.planning.hardware import GIB
 from coalm_nemo.planning.shapes import SHAPES
@@ -86,3 +87,15 @@ def test_first_and_last_rank_of_every_recipe_can_be_built() -> None:
     done = subprocess.run([sys.executable, "-c", script, json.dumps(GPUS)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert len(done.stdout.splitlines()) == len(GPUS)
+
+
+@pytest.mark.parametrize("gpus", [256, 512, 1024])
+def test_a_larger_cluster_gets_its_layout_from_the_planner(gpus: int, tmp_path: Path) -> None:
+    """`coalm plan --recipe coalm_405b --gpus N --write FILE`, then `coalm train --recipe coalm_405b --config FILE`."""
+    run = load_recipe("coalm_405b")
+    run.batch.global_size = gpus
+    plan_command(PlanRequest(gpus), run, 1, True, None, layout_of(run), tmp_path / "layout.yaml")
+    larger = build_config(load_recipe("coalm_405b"), [tmp_path / "layout.yaml"], [])
+    layout = check_run(larger, SHAPES["405b"], gpus)
+    assert layout.world_size == gpus
+    assert estimate(make_job(PlanRequest(gpus), larger), layout_of(larger)).spare >= SPARE_GB * GIB

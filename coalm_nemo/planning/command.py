@@ -52,10 +52,11 @@ def plan_command(
     as_json: bool = False,
     picture: Path | None = None,
     base: Layout | None = None,
+    write: Path | None = None,
 ) -> None:
-    """Print the plan, and write its picture. Raises UserError for bad input and where nothing fits.
+    """Print the plan, write its picture, and the best layout as YAML for `coalm train --config`.
 
-    `base` says what a search does not vary: FP8 parameters, the precision of gradients, the distributed optimizer.
+    Raises UserError for bad input and where nothing fits. `base` says what a search does not vary: FP8 parameters, the precision of gradients, the distributed optimizer.
     """
     if top < 1:
         raise UserError(f"--top is {top}; it must be at least 1")
@@ -72,6 +73,22 @@ def plan_command(
         from coalm_nemo.planning.picture import draw_plan
 
         draw_plan(listed, picture)
+    if write:
+        write.write_text(overrides_of(listed[0]), encoding="utf-8")
+
+
+def overrides_of(best: Estimate) -> str:
+    """The layout as the YAML that changes a recipe to it: what `--gpus 256` makes of a recipe for 128."""
+    layout = best.layout
+    parallel = ("tensor", "pipeline", "virtual_pipeline", "context", "sequence", "count_embedding_and_loss")
+    lines = [
+        f"# {layout.short()} on {best.job.gpus} {best.job.gpu.name}: {best.tokens_per_s_per_gpu:.0f} tokens/s/GPU predicted"
+    ]
+    lines += ["parallel:", *(f"  {name}: {str(getattr(layout, name)).lower()}" for name in parallel)]
+    lines += ["batch:", f"  global_size: {best.job.global_batch}", f"  micro_size: {layout.micro_batch}"]
+    lines += ["train:", f"  recompute: {layout.recompute}"]
+    lines += ["optimizer:", f"  moments: {'bf16' if layout.moment_bytes == 2 else 'fp32'}"]
+    return "\n".join(lines) + "\n"
 
 
 def make_job(request: PlanRequest, run: RunConfig | None = None) -> Job:
