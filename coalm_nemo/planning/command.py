@@ -56,7 +56,8 @@ def plan_command(
 ) -> None:
     """Print the plan, write its picture, and the best layout as YAML for `coalm train --config`.
 
-    Raises UserError for bad input and where nothing fits. `base` says what a search does not vary: FP8 parameters, the precision of gradients, the distributed optimizer.
+    Raises UserError for bad input and where nothing fits. `base` says what a search does not vary: FP8 parameters, the
+    precision of gradients, the distributed optimizer.
     """
     if top < 1:
         raise UserError(f"--top is {top}; it must be at least 1")
