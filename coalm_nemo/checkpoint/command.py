@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,33 +14,58 @@ from pathlib import Path
 from typing import Any
 
 from coalm_nemo.checkpoint.convert import ConversionReport, export_checkpoint, import_checkpoint
+from coalm_nemo.checkpoint.layout import HF_MANIFEST_FILE, MANIFEST_FILE, manifest_problems, read_manifest
 from coalm_nemo.checkpoint.streams import Progress
 from coalm_nemo.checkpoint.verify import VerifyReport, verify_checkpoint
-from coalm_nemo.errors import UserError
+from coalm_nemo.errors import EXIT_STOPPED, UserError
 
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 _LISTED = 20
 """Differences printed one by one; the rest is counted (--json lists all)."""
 
 
-def import_command(hf: Path, out: Path, max_memory: str) -> None:
+def import_command(hf: Path, out: Path, max_memory: str, workers: int) -> None:
     """Hugging Face -> Megatron."""
     memory = parse_size(max_memory)
-    with _bar("import") as progress:
-        report = import_checkpoint(hf, out, max_memory_bytes=memory, progress=progress)
+    with _stoppable(), _bar("import") as progress:
+        report = import_checkpoint(
+            hf, out, max_memory_bytes=memory, workers=workers, progress=progress, notice=print_notice
+        )
     print(result_line(report))
 
 
-def export_command(ckpt: Path, out: Path, hf_base: Path | None, dtype: str | None, max_memory: str) -> None:
+def export_command(
+    ckpt: Path, out: Path, hf_base: Path | None, dtype: str | None, max_memory: str, workers: int
+) -> None:
     """Megatron -> Hugging Face."""
     memory = parse_size(max_memory)
-    with _bar("export") as progress:
-        report = export_checkpoint(ckpt, out, hf_base=hf_base, dtype=dtype, max_memory_bytes=memory, progress=progress)
+    with _stoppable(), _bar("export") as progress:
+        report = export_checkpoint(
+            ckpt,
+            out,
+            hf_base=hf_base,
+            dtype=dtype,
+            max_memory_bytes=memory,
+            workers=workers,
+            progress=progress,
+            notice=print_notice,
+        )
     print(result_line(report))
 
 
-def verify_command(hf: Path, ckpt: Path, logits: bool, as_json: bool) -> int:
-    """Compare the tensors, and the logits where asked; returns 0 for equal and 1 for different."""
+def verify_command(hf: Path | None, ckpt: Path | None, logits: bool, as_json: bool) -> int:
+    """Compare two directories, or one with its own manifest; returns 0 for equal and 1 for different."""
+    if hf is not None and ckpt is not None:
+        return _verify_pair(hf, ckpt, logits, as_json)
+    if ckpt is not None:
+        return _verify_manifest(ckpt, MANIFEST_FILE, as_json)
+    if hf is not None:
+        return _verify_manifest(hf, HF_MANIFEST_FILE, as_json)
+    raise UserError("give --hf and --ckpt to compare them, or one of them to check its files against its checksums")
+
+
+def _verify_pair(hf: Path, ckpt: Path, logits: bool, as_json: bool) -> int:
+    """The tensors, and the logits where asked."""
     with _bar("verify") as progress:
         report = verify_checkpoint(hf, ckpt, progress=progress)
     compared = _compare_logits(hf, ckpt) if logits and not report.missing else None
@@ -53,6 +79,46 @@ def verify_command(hf: Path, ckpt: Path, logits: bool, as_json: bool) -> int:
     return 0 if ok else 1
 
 
+def _verify_manifest(directory: Path, file: str, as_json: bool) -> int:
+    """Every file's SHA-256 against what was recorded when it was written."""
+    if not (directory / file).is_file():
+        raise UserError(f"{directory} has no {file} to check it against; give both --hf and --ckpt to compare the two")
+    entries = read_manifest(directory, file)
+    with _bar("verify") as progress:
+        problems = manifest_problems(directory, file=file, progress=progress)
+    size = sum(entry["bytes"] for entry in entries.values())
+    if as_json:
+        print(json.dumps({"ok": not problems, "files": len(entries), "bytes": size, "problems": problems}, indent=2))
+        return 1 if problems else 0
+    for problem in problems:
+        print(problem)
+    if not problems:
+        print(f"{directory}: all {len(entries)} files ({size / 1e9:.3g} GB) have the SHA-256 that {file} lists")
+    return 1 if problems else 0
+
+
+def print_notice(sentence: str) -> None:
+    """Something to know that is no error."""
+    print(f"coalm: {sentence}", file=sys.stderr)
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Ctrl-C and SIGTERM stop in an orderly way: one sentence, and the exit code that says the command can go on."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except KeyboardInterrupt:
+        print_notice("stopped; the same command goes on from here")
+        sys.exit(EXIT_STOPPED)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def parse_size(text: str) -> int:
     """`4GiB`, `500 MB` or `1048576` -> bytes. Raises UserError for anything else."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([KMGT]?)(I?)B?)?", text.strip().upper())
@@ -63,9 +129,10 @@ def parse_size(text: str) -> int:
 
 def result_line(report: ConversionReport) -> str:
     """What was written, how much of it, and how fast."""
+    found = f", {report.found_bytes / 1e9:.3g} GB of it found finished and checked" if report.found_bytes else ""
     return (
         f"{report.destination}: {report.tensors} tensors, {report.weight_bytes / 1e9:.3g} GB of {report.dtype} "
-        f"in {report.seconds:.2f} s ({report.gb_per_second:.2f} GB/s)"
+        f"in {report.seconds:.2f} s ({report.gb_per_second:.2f} GB/s){found}"
     )
 
 

@@ -6,29 +6,54 @@ Memory is one buffer, whatever the model's size. Where a dtype changes, torch is
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from coalm_nemo.checkpoint.export_config import write_config, write_generation_config
-from coalm_nemo.checkpoint.hf_files import MAX_SHARD_BYTES, TOKENIZER_FILES, copy_side_files, side_files, write_weights
+from coalm_nemo.checkpoint.hf_files import (
+    INDEX_FILE,
+    MAX_SHARD_BYTES,
+    TOKENIZER_FILES,
+    copy_side_files,
+    side_files,
+    write_json,
+)
+from coalm_nemo.checkpoint.journal import (
+    Identity,
+    Notice,
+    partial_bytes,
+    refuse_changed,
+    refuse_taken,
+    resumable_directory,
+    source_stamps,
+)
 from coalm_nemo.checkpoint.layout import (
+    HF_MANIFEST_FILE,
     HF_SUBDIR,
     MANIFEST_FILE,
-    atomic_directory,
     check_manifest,
     ensure_free_space,
-    refuse_existing,
+    write_manifest,
 )
 from coalm_nemo.checkpoint.mapping import hf_sources, hf_tensors, megatron_slices
-from coalm_nemo.checkpoint.report import DEFAULT_MEMORY_BYTES, ROOM_FACTOR, ConversionReport, common_dtype
+from coalm_nemo.checkpoint.planned_files import Item, PlannedFile, cut_rows, plan_digest, write_files
+from coalm_nemo.checkpoint.report import (
+    DEFAULT_MEMORY_BYTES,
+    DEFAULT_WORKERS,
+    ROOM_FACTOR,
+    ConversionReport,
+    common_dtype,
+)
 from coalm_nemo.checkpoint.rows import FileReader, RowBlock, RowSource, buffer_bytes
-from coalm_nemo.checkpoint.safetensors_io import PlannedTensor
+from coalm_nemo.checkpoint.safetensors_io import PlannedTensor, header_bytes, plan_shards
 from coalm_nemo.checkpoint.stored_slices import open_slice, refuse_unexpected
 from coalm_nemo.checkpoint.streams import Progress, ProgressMeter
-from coalm_nemo.checkpoint.torch_dist import read_metadata
+from coalm_nemo.checkpoint.torch_dist import METADATA_FILE, StoredKey, read_metadata
 from coalm_nemo.errors import UserError
 from coalm_nemo.models.llama import LlamaConfig, load_llama_config
 
+_ITEM_BYTES = 256 << 20
+"""Tensors are read, and after an interruption gone on with, in pieces of this size."""
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
@@ -40,39 +65,56 @@ def export_checkpoint(
     dtype: str | None = None,
     max_memory_bytes: int = DEFAULT_MEMORY_BYTES,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    workers: int = DEFAULT_WORKERS,
     progress: Progress | None = None,
+    notice: Notice | None = None,
 ) -> ConversionReport:
     """Make a Hugging Face Llama directory from a Megatron checkpoint that was saved on any parallel layout.
 
     `hf_base` gives config.json, tokenizer and chat template where the checkpoint has none of its own (or instead of
-    them); `dtype` is "bf16", "fp16", "fp32", or None for the dtypes as stored. Raises UserError, with nothing at `out`.
+    them); `dtype` is "bf16", "fp16", "fp32", or None for the dtypes as stored. An interrupted call is gone on with by
+    the next. Raises UserError, with nothing left at `out` or beside it.
     """
     started = time.monotonic()
     ckpt, out = Path(ckpt), Path(out)
     target_dtype = _dtype_by_option(dtype)
     side = _side_directory(ckpt, hf_base)
     cfg = load_llama_config(side)
-    buffer_size = buffer_bytes(max_memory_bytes)
-    refuse_existing(out)
+    buffer_size = buffer_bytes(max_memory_bytes // workers)
+    refuse_taken(out)
     if (ckpt / MANIFEST_FILE).exists():
         check_manifest(ckpt, full=False)
     with FileReader() as reader:
-        tensors = _planned_tensors(cfg, _megatron_blocks(cfg, ckpt, reader), target_dtype)
+        keys = read_metadata(ckpt)
+        sources = source_stamps([ckpt / METADATA_FILE, *_data_files(keys)])
+        tensors = _planned_tensors(cfg, _megatron_blocks(cfg, ckpt, keys, reader), target_dtype)
+        shards = plan_shards([planned for planned, _ in tensors.values()], max_shard_bytes)
+        files = [_planned_file(name, members, tensors) for name, members in shards.items()]
         total = sum(planned.bytes for planned, _ in tensors.values())
-        ensure_free_space(out, int(total * ROOM_FACTOR))
+        ensure_free_space(out, int(total * ROOM_FACTOR) - partial_bytes(out))
         written_dtype = common_dtype(planned.dtype for planned, _ in tensors.values())
-        with atomic_directory(out) as partial:
-            write_weights(
-                partial,
-                tensors,
-                ProgressMeter(total, progress),
-                buffer_size=buffer_size,
-                max_shard_bytes=max_shard_bytes,
-            )
-            copy_side_files(side, partial)
-            write_config(side, partial, cfg, written_dtype)
-            write_generation_config(side, partial)
-    return ConversionReport(ckpt, out, len(tensors), total, written_dtype, time.monotonic() - started)
+        meter = ProgressMeter(total, progress)
+        identity = Identity({"verb": "export", "dtype": dtype}, plan_digest(files), sources)
+        with resumable_directory(out, identity, notice) as partial:
+            if partial.done:
+                meter.add(total, found=True)
+            else:
+                digests = write_files(
+                    partial.files, files, partial.journal, meter, buffer_size=buffer_size, workers=workers
+                )
+                refuse_changed(sources)
+                _write_index(partial.files, shards)
+                _seal(side, partial.files, cfg, written_dtype, digests)
+    seconds = time.monotonic() - started
+    return ConversionReport(ckpt, out, len(tensors), total, written_dtype, seconds, meter.found_bytes)
+
+
+def _seal(side: Path, directory: Path, cfg: LlamaConfig, dtype: str, digests: Mapping[str, str]) -> None:
+    """What makes a model of the weights' files; the checksums last."""
+    copy_side_files(side, directory)
+    write_config(side, directory, cfg, dtype)
+    write_generation_config(side, directory)
+    write_manifest(directory, digests, file=HF_MANIFEST_FILE)
 
 
 def _dtype_by_option(dtype: str | None) -> str | None:
@@ -95,9 +137,16 @@ def _side_directory(ckpt: Path, hf_base: Path | None) -> Path:
     return side
 
 
-def _megatron_blocks(cfg: LlamaConfig, ckpt: Path, reader: FileReader) -> dict[str, list[RowBlock]]:
+def _data_files(keys: Mapping[str, StoredKey]) -> list[Path]:
+    """The files that hold the tensors, those of an optimizer included."""
+    return [path for path in {chunk.path for stored in keys.values() for chunk in stored.chunks} if path.exists()]
+
+
+def _megatron_blocks(
+    cfg: LlamaConfig, ckpt: Path, keys: Mapping[str, StoredKey], reader: FileReader
+) -> dict[str, list[RowBlock]]:
     """For every Hugging Face tensor, the rows of the checkpoint that make it up."""
-    keys, pieces = read_metadata(ckpt), megatron_slices(cfg)
+    pieces = megatron_slices(cfg)
     sources: dict[tuple[str, int | None], RowSource] = {
         (piece.key, piece.layer): open_slice(reader, ckpt, keys, piece) for piece in pieces
     }
@@ -115,3 +164,21 @@ def _planned_tensors(
         t.name: (PlannedTensor(t.name, dtype or blocks[t.name][0].source.dtype, t.shape), blocks[t.name])
         for t in hf_tensors(cfg)
     }
+
+
+def _planned_file(
+    name: str, members: Sequence[PlannedTensor], tensors: Mapping[str, tuple[PlannedTensor, list[RowBlock]]]
+) -> PlannedFile:
+    """A safetensors file: the header, then its tensors, large ones in pieces."""
+    items = [Item(header_bytes(members))]
+    for planned in members:
+        items += [Item(b"", part, planned.dtype) for _, _, part in cut_rows(tensors[planned.name][1], _ITEM_BYTES)]
+    return PlannedFile(name, tuple(items))
+
+
+def _write_index(directory: Path, shards: Mapping[str, Sequence[PlannedTensor]]) -> None:
+    """Which file holds which tensor; a single file needs none."""
+    if len(shards) > 1:
+        total = sum(planned.bytes for members in shards.values() for planned in members)
+        weight_map = {planned.name: file for file, members in shards.items() for planned in members}
+        write_json(directory / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})

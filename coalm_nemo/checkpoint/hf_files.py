@@ -4,21 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from coalm_nemo.checkpoint.mapping import HF_EMBEDDING, HF_HEAD, hf_tensors
 from coalm_nemo.checkpoint.rows import FileReader, RowBlock, stream_blocks
-from coalm_nemo.checkpoint.safetensors_io import (
-    PlannedTensor,
-    StoredTensor,
-    header_bytes,
-    plan_shards,
-    read_header,
-    unique_keys,
-)
-from coalm_nemo.checkpoint.streams import HashingFile, ProgressMeter
+from coalm_nemo.checkpoint.safetensors_io import StoredTensor, read_header, unique_keys
 from coalm_nemo.errors import UserError
 from coalm_nemo.models.llama import LlamaConfig
 
@@ -91,7 +83,7 @@ def _same_bytes(one: StoredTensor, other: StoredTensor, reader: FileReader) -> b
 def _all_tensors(hf_dir: Path, reader: FileReader) -> dict[str, StoredTensor]:
     if (hf_dir / SINGLE_FILE).exists():  # the order in which transformers looks, too
         return read_header(hf_dir / SINGLE_FILE, reader)
-    if (hf_dir / INDEX_FILE).exists():
+    if (hf_dir / INDEX_FILE).is_file():
         return _indexed_tensors(hf_dir, reader)
     if any(hf_dir.glob("*.bin")) or any(hf_dir.glob("*.pth")):
         raise UserError(f"{hf_dir} holds its weights as pickles only (.bin, .pth); convert them to safetensors first")
@@ -132,29 +124,6 @@ def _shard_path(hf_dir: Path, file: str) -> Path:
     if not (hf_dir / file).is_file():
         raise UserError(f"{hf_dir / INDEX_FILE} names {file}, which is missing")
     return hf_dir / file
-
-
-def write_weights(
-    directory: Path,
-    tensors: Mapping[str, tuple[PlannedTensor, list[RowBlock]]],
-    meter: ProgressMeter,
-    *,
-    buffer_size: int,
-    max_shard_bytes: int = MAX_SHARD_BYTES,
-) -> None:
-    """Stream tensors into safetensors files and their index. Raises OSError."""
-    shards = plan_shards([planned for planned, _ in tensors.values()], max_shard_bytes)
-    for file, members in shards.items():
-        with HashingFile(directory / file, hashed=False) as out:
-            out.write(header_bytes(members))
-            for planned in members:
-                for piece in stream_blocks(tensors[planned.name][1], buffer_size, planned.dtype):
-                    out.write(piece)
-                    meter.add(len(piece))
-    if len(shards) > 1:
-        total = sum(planned.bytes for planned, _ in tensors.values())
-        weight_map = {planned.name: file for file, members in shards.items() for planned in members}
-        write_json(directory / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
 def side_files(hf_dir: Path) -> Iterator[Path]:

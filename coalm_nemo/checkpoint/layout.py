@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -28,6 +28,8 @@ from coalm_nemo.errors import UserError
 HF_SUBDIR = "hf"
 INFO_FILE = "coalm.json"
 MANIFEST_FILE = "manifest.json"
+HF_MANIFEST_FILE = "coalm_manifest.json"
+"""The same for a Hugging Face directory, under a name that no loader asks for."""
 FORMAT = 1
 _HASH_BUFFER_BYTES = 8 << 20
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
@@ -77,6 +79,8 @@ def read_info(directory: Path) -> CheckpointInfo:
 
 def _read_json_object(path: Path) -> dict[str, Any]:
     try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} cannot be read (it is not a regular file)")  # a pipe would be waited for
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as e:
         raise UserError(f"{path} is missing; {path.parent} is not a complete coalm checkpoint") from e
@@ -87,49 +91,91 @@ def _read_json_object(path: Path) -> dict[str, Any]:
     return raw
 
 
-def write_manifest(directory: Path, known_sha256: Mapping[str, str] | None = None) -> None:
-    """Write `manifest.json` over all other files of `directory`, and make it durable.
+def write_manifest(
+    directory: Path, known_sha256: Mapping[str, str] | None = None, *, file: str = MANIFEST_FILE
+) -> None:
+    """Write the manifest `file` over all other files of `directory`, and make it durable.
 
     `known_sha256` maps relative paths to digests that the writer took while writing; other files are read once more.
     """
-    paths = [p for p in sorted(directory.rglob("*")) if p.is_file() and p != directory / MANIFEST_FILE]
+    partial = directory / f".{file}.partial"
+    partial.unlink(missing_ok=True)  # of a process that was killed
+    paths = [p for p in sorted(directory.rglob("*")) if p.is_file() and p != directory / file]
     names = [p.relative_to(directory).as_posix() for p in paths]
     known = known_sha256 or {}
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         digests = list(pool.map(lambda pair: known.get(pair[1]) or sha256_of(pair[0]), zip(paths, names, strict=True)))
     files = {n: {"bytes": p.stat().st_size, "sha256": d} for n, p, d in zip(names, paths, digests, strict=True)}
-    partial = directory / f".{MANIFEST_FILE}.partial"
     partial.write_text(json.dumps({"files": files}, indent=1) + "\n", encoding="utf-8")
     fsync_path(partial)
-    partial.rename(directory / MANIFEST_FILE)
+    partial.rename(directory / file)
     fsync_path(directory)
 
 
-def check_manifest(directory: Path, *, full: bool, share: tuple[int, int] = (0, 1)) -> None:
-    """Compare the files with `manifest.json`: existence and size, and with `full` the SHA-256 too.
+def check_manifest(directory: Path, *, full: bool, share: tuple[int, int] = (0, 1), file: str = MANIFEST_FILE) -> None:
+    """Compare the files with the manifest `file`: existence and size, and with `full` the SHA-256 too.
 
     `share` (i, n) hashes every n-th file from the i-th: n ranks together check them all.
     Raises UserError naming the first file that is missing, torn or corrupt. Files that it does not list are ignored.
     """
-    entries = read_manifest(directory)
-    for name, entry in entries.items():
-        path = directory / name
-        if not path.is_file():
-            raise UserError(f"{path} is missing, though {MANIFEST_FILE} lists it; the checkpoint is not complete")
-        if path.stat().st_size != entry["bytes"]:
-            raise UserError(f"{path} has {path.stat().st_size} bytes instead of {entry['bytes']}; the file is torn")
-    if not full:
-        return
-    mine = list(entries)[share[0] :: share[1]]
+    entries = read_manifest(directory, file)
+    for name in entries:
+        if problem := _wrong_size(directory, name, entries[name], file):
+            raise UserError(problem)
+    mine = list(entries)[share[0] :: share[1]] if full else []
+    for problem in _wrong_digests(directory, {name: entries[name] for name in mine}, file):
+        raise UserError(problem)
+
+
+def manifest_problems(
+    directory: Path, *, file: str = MANIFEST_FILE, progress: Callable[[int, int], None] | None = None
+) -> list[str]:
+    """A sentence on every file that is missing, torn or corrupt against the manifest `file`, checksums included."""
+    entries = read_manifest(directory, file)
+    wrong = {name: _wrong_size(directory, name, entry, file) for name, entry in entries.items()}
+    sound = {name: entries[name] for name, problem in wrong.items() if problem is None}
+    return [p for p in wrong.values() if p] + list(_wrong_digests(directory, sound, file, progress))
+
+
+def _wrong_size(directory: Path, name: str, entry: Mapping[str, Any], manifest: str) -> str | None:
+    path = directory / name
+    if not path.is_file():
+        return f"{path} is missing, though {manifest} lists it; the checkpoint is not complete"
+    if path.stat().st_size != entry["bytes"]:
+        return f"{path} has {path.stat().st_size} bytes instead of {entry['bytes']}; the file is torn"
+    return None
+
+
+def _wrong_digests(
+    directory: Path,
+    entries: Mapping[str, Mapping[str, Any]],
+    manifest: str,
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[str]:
+    """Sentences on the files whose SHA-256 is another; several are hashed side by side, in bounded memory."""
+    total, done = sum(entry["bytes"] for entry in entries.values()), 0
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for name, digest in zip(mine, pool.map(lambda n: sha256_of(directory / n), mine), strict=True):
-            if digest != entries[name]["sha256"]:
-                raise UserError(f"{directory / name} is corrupt: its SHA-256 is not the one in {MANIFEST_FILE}")
+        problems = pool.map(lambda n: _wrong_digest(directory / n, entries[n]["sha256"], manifest), entries)
+        for name, problem in zip(entries, problems, strict=True):
+            done += entries[name]["bytes"]
+            if progress:
+                progress(done, total)
+            if problem:
+                yield problem
 
 
-def read_manifest(directory: Path) -> dict[str, dict[str, Any]]:
-    """`manifest.json`'s entries by relative path. Raises UserError where it is missing, malformed or points outside."""
-    path = directory / MANIFEST_FILE
+def _wrong_digest(path: Path, sha256: str, manifest: str) -> str | None:
+    try:
+        if sha256_of(path) == sha256:
+            return None
+    except OSError as e:
+        return f"{path} cannot be read ({e.strerror})"
+    return f"{path} is corrupt: its SHA-256 is not the one in {manifest}"
+
+
+def read_manifest(directory: Path, file: str = MANIFEST_FILE) -> dict[str, dict[str, Any]]:
+    """The manifest's entries by relative path. Raises UserError where it is missing, malformed or points outside."""
+    path = directory / file
     files = _read_json_object(path).get("files")
     if not isinstance(files, dict):
         raise UserError(f"{path} lists no files")
@@ -163,21 +209,29 @@ def atomic_directory(out: Path) -> Iterator[Path]:
     refuse_existing(out)
     partial = out.parent / f".{out.name}.partial-{os.getpid()}"
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(partial, ignore_errors=True)  # an earlier process had this number; it is gone
-        partial.mkdir()
-        yield partial
-        fsync_tree(partial)
-        partial.rename(out)
-        fsync_path(out.parent)
+        with write_errors_told(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(partial, ignore_errors=True)  # an earlier process had this number; it is gone
+            partial.mkdir()
+            yield partial
+            fsync_tree(partial)
+            partial.rename(out)
+            fsync_path(out.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def write_errors_told(out: Path) -> Iterator[None]:
+    """Turn a failure of the file system that is the user's to mend into a UserError about `out`."""
+    try:
+        yield
     except OSError as e:
         if e.errno not in (None, *_USERS_TO_MEND, errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise
         # NumPy reports a short write without saying why.
         why = "the disk is full" if e.errno in _NO_ROOM else (e.strerror or f"a write was cut short ({e})").lower()
         raise UserError(f"{out} could not be written: {why}; nothing was left behind") from e
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def refuse_existing(out: Path) -> None:

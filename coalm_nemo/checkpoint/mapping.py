@@ -20,7 +20,7 @@ VOCAB_KEYS = (EMBEDDING_KEY, OUTPUT_KEY)
 """Keys whose rows a training checkpoint may hold more of than the vocabulary has (padding up to the TP size)."""
 
 EXTRA_STATE_MODULES = (
-    "self_attention.core_attention",  # asked for by Transformer Engine's attention only
+    "self_attention.core_attention",  # asked for by Transformer Engine's attention, in other versions than 0.16
     "self_attention.linear_qkv",
     "self_attention.linear_proj",
     "mlp.linear_fc1",
@@ -154,9 +154,16 @@ def hf_sources(cfg: LlamaConfig) -> dict[str, tuple[MegatronBlock, ...]]:
 
 
 def extra_state_keys(cfg: LlamaConfig) -> list[str]:
-    """Keys of the module states that megatron-core asks for on load; they are empty where no FP8 history is kept."""
-    return [
+    """Keys of the module states that a Megatron model may ask for on load: all of them have to be there.
+
+    They are written empty: one local shard, None. Transformer Engine takes that for "no FP8 history" (2.20:
+    pytorch/module/base.py, line 1423, and pytorch/ops/op.py, line 713, return at once) and starts with scales of one and
+    an empty amax history, as a fresh model does; only the recipe "delayed" has such a history. Its RMSNorm is one of its
+    operations and keeps a state too, so the final norm's is asked for beside those of the layers.
+    """
+    layers = [
         f"decoder.layers.{module}._extra_state/shard_{layer}_{cfg.num_layers}"
         for layer in range(cfg.num_layers)
         for module in EXTRA_STATE_MODULES
     ]
+    return [*layers, "decoder.final_layernorm._extra_state/shard_0_1"]

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from coalm_nemo.checkpoint import torch_pickle, torch_zip
-from coalm_nemo.checkpoint.rows import DTYPE_BYTES
-from coalm_nemo.checkpoint.streams import HashingFile
+from coalm_nemo.checkpoint.planned_files import Item, PlannedFile
+from coalm_nemo.checkpoint.rows import DTYPE_BYTES, RowBlock
 from coalm_nemo.checkpoint.torch_pickle import Call, Name, Record
 from coalm_nemo.errors import UserError
 
@@ -29,7 +29,8 @@ BACKEND = {
 }
 MAX_CHUNK_BYTES = 256 << 20
 """A loading rank reads whole chunks, whatever part it needs; under 4 GiB no zip64 is needed either."""
-MAX_FILE_BYTES = 16 << 30
+MAX_FILE_BYTES = 4 << 30
+"""Files are written side by side, so there should be several."""
 EMPTY_STATE = [None]
 """What megatron-core stores for a module whose extra state is None."""
 
@@ -62,6 +63,8 @@ def read_metadata(directory: Path) -> dict[str, StoredKey]:
     path = directory / METADATA_FILE
     _check_backend(directory)
     try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} cannot be read (it is not a regular file)")  # a pipe would be waited for
         raw = torch_pickle.loads(path.read_bytes(), str(path))
     except OSError as e:
         raise UserError(f"{path} cannot be read ({e.strerror}); {directory} is not a complete checkpoint") from e
@@ -79,6 +82,8 @@ def read_metadata(directory: Path) -> dict[str, StoredKey]:
 def _check_backend(directory: Path) -> None:
     path = directory / BACKEND_FILE
     try:
+        if not path.is_file():
+            raise FileNotFoundError(path)  # or a pipe, which would be waited for
         backend = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
         raise UserError(f"{directory} is not a Megatron distributed checkpoint: {BACKEND_FILE} cannot be read") from e
@@ -113,65 +118,58 @@ def _chunk(directory: Path, key: str, box: Record, info: Record) -> Chunk:
     return Chunk(box.offsets, box.sizes, directory / name, info.offset, info.length)
 
 
-class TorchDistWriter:
-    """Writes a checkpoint front to back: chunks in any order, `finish` last. Raises OSError (a full disk, say)."""
+class TorchDistPlan:
+    """The files of a checkpoint, and the metadata that tells what lies where in them: chunks in any order."""
 
-    def __init__(self, directory: Path, *, max_file_bytes: int = MAX_FILE_BYTES) -> None:
-        self._directory, self._max_file_bytes = directory, max_file_bytes
-        self._file: HashingFile | None = None
+    def __init__(self, *, max_file_bytes: int = MAX_FILE_BYTES) -> None:
+        self._max_file_bytes = max_file_bytes
+        self._files: list[list[Item]] = []
+        self._position = 0
         self._tensors: dict[str, tuple[str, tuple[int, ...], list[tuple[tuple[int, ...], tuple[int, ...]]]]] = {}
         self._objects: list[str] = []
         self._places: list[tuple[str, tuple[int, ...] | None, str, int, int]] = []
-        self.sha256: dict[str, str] = {}
-        """Digest of each finished file."""
 
-    def __enter__(self) -> TorchDistWriter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._close()
-
-    def begin_chunk(
-        self, key: str, dtype: str, shape: tuple[int, ...], offsets: tuple[int, ...], sizes: tuple[int, ...]
-    ) -> ChunkWriter:
-        """Start one box of the tensor `key` of global shape `shape`; give its bytes to the result, then close it."""
+    def add_chunk(
+        self,
+        key: str,
+        dtype: str,
+        shape: tuple[int, ...],
+        offsets: tuple[int, ...],
+        sizes: tuple[int, ...],
+        blocks: tuple[RowBlock, ...],
+    ) -> None:
+        """One box of the tensor `key` of global shape `shape`, made up of `blocks`. Raises ValueError if they do not
+        fill it."""
         data_bytes = prod(sizes) * DTYPE_BYTES[dtype]
         frame = torch_zip.tensor_frame(dtype, sizes, data_bytes)
-        out = self._out(len(frame.head) + data_bytes + len(frame.tail))
-        start = out.position
-        out.write(frame.head)
+        item = Item(frame.head, blocks, None, frame.tail)
+        if item.data_bytes != data_bytes:
+            raise ValueError(f"{key}: {item.data_bytes} bytes for a chunk of {data_bytes}")
         self._tensors.setdefault(key, (dtype, shape, []))[2].append((offsets, sizes))
-        self._places.append((key, offsets, out.path.name, start, len(frame.head) + data_bytes + len(frame.tail)))
-        return ChunkWriter(out, frame.tail, data_bytes)
+        self._add(key, offsets, item)
 
     def add_object(self, key: str, value: object) -> None:
-        """Write a small object, such as a module's extra state."""
-        content = torch_zip.object_bytes(value)
-        out = self._out(len(content))
-        self._places.append((key, None, out.path.name, out.position, len(content)))
+        """A small object, such as a module's extra state."""
         self._objects.append(key)
-        out.write(content)
+        self._add(key, None, Item(torch_zip.object_bytes(value)))
 
-    def finish(self) -> None:
-        """Write the metadata; without this the directory is no checkpoint."""
-        self._close()
-        (self._directory / COMMON_FILE).write_bytes(torch_zip.object_bytes({}))
-        (self._directory / METADATA_FILE).write_bytes(torch_pickle.dumps(self._metadata()))
-        (self._directory / BACKEND_FILE).write_text(json.dumps(BACKEND), encoding="utf-8")
+    def files(self) -> list[PlannedFile]:
+        """What is to be written, under the names that a save by rank 0 gives; megatron-core reads any."""
+        return [PlannedFile(_file_name(i), tuple(items)) for i, items in enumerate(self._files)]
 
-    def _out(self, item_bytes: int) -> HashingFile:
-        if self._file is not None and self._file.position + item_bytes > self._max_file_bytes:
-            self._close()
-        if self._file is None:
-            # The names that a save by rank 0 gives its files; megatron-core reads whatever the metadata names.
-            self._file = HashingFile(self._directory / f"__0_{len(self.sha256)}.distcp")
-        return self._file
+    def write_metadata(self, directory: Path) -> None:
+        """The small files; without them the directory is no checkpoint. Raises OSError (a full disk, say)."""
+        (directory / COMMON_FILE).write_bytes(torch_zip.object_bytes({}))
+        (directory / METADATA_FILE).write_bytes(torch_pickle.dumps(self._metadata()))
+        (directory / BACKEND_FILE).write_text(json.dumps(BACKEND), encoding="utf-8")
 
-    def _close(self) -> None:
-        if self._file is not None:
-            with self._file as file:
-                self.sha256[file.path.name] = file.sha256
-            self._file = None
+    def _add(self, key: str, offsets: tuple[int, ...] | None, item: Item) -> None:
+        if not self._files or self._position + item.bytes > self._max_file_bytes:
+            self._files.append([])
+            self._position = 0
+        self._files[-1].append(item)
+        self._places.append((key, offsets, _file_name(len(self._files) - 1), self._position, item.bytes))
+        self._position += item.bytes
 
     def _metadata(self) -> Call:
         entries: dict[str, Call] = {}
@@ -189,21 +187,8 @@ class TorchDistWriter:
         return _call("metadata", "Metadata", entries, None, storage, _call("metadata", "StorageMeta"), "1.0.0")
 
 
-class ChunkWriter:
-    """The bytes of one chunk, in order."""
-
-    def __init__(self, out: HashingFile, tail: bytes, data_bytes: int) -> None:
-        self._out, self._tail, self._left = out, tail, data_bytes
-
-    def write(self, data: memoryview) -> None:
-        self._left -= len(data)
-        self._out.write(data)
-
-    def close(self) -> None:
-        """End the chunk. Raises ValueError if it got fewer or more bytes than its size asks for."""
-        if self._left:
-            raise ValueError(f"a chunk ended {self._left} bytes early")
-        self._out.write(self._tail)
+def _file_name(number: int) -> str:
+    return f"__0_{number}.distcp"
 
 
 def _call(module: str, name: str, *args: Any) -> Call:

@@ -36,7 +36,7 @@ def test_small_buffers_chunks_and_shards(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("coalm_nemo.checkpoint.import_hf.MAX_CHUNK_BYTES", 5000)
     monkeypatch.setattr("coalm_nemo.checkpoint.rows._SMALLEST_BUFFER_BYTES", 100)
     monkeypatch.setattr(
-        "coalm_nemo.checkpoint.torch_dist.TorchDistWriter.__init__.__kwdefaults__", {"max_file_bytes": 60_000}
+        "coalm_nemo.checkpoint.torch_dist.TorchDistPlan.__init__.__kwdefaults__", {"max_file_bytes": 60_000}
     )
     hf = make_tiny_llama(tmp_path / "hf", dtype="bfloat16", num_heads=9, num_kv_heads=3, hidden_size=72)
     import_checkpoint(hf, tmp_path / "ckpt", max_memory_bytes=4000)

@@ -17,8 +17,8 @@ from torch.distributed.checkpoint import FileSystemReader
 
 from coalm_nemo.checkpoint import torch_pickle, torch_zip
 from coalm_nemo.checkpoint.convert import export_checkpoint, import_checkpoint
-from coalm_nemo.checkpoint.rows import FileReader
-from coalm_nemo.checkpoint.torch_dist import TorchDistWriter, read_metadata
+from coalm_nemo.checkpoint.rows import FileReader, FileRows, RowBlock
+from coalm_nemo.checkpoint.torch_dist import TorchDistPlan, read_metadata
 
 MODELS: dict[str, dict[str, Any]] = {
     "tied": {"tied": True, "dtype": "bfloat16", "vocab_size": 335},
@@ -187,12 +187,17 @@ def test_the_dtype_of_the_metadata_must_be_true(ckpt: Path) -> None:
 
 
 def write_chunks(directory: Path, boxes: list[tuple[tuple[int, int], tuple[int, int]]]) -> None:
-    with TorchDistWriter(directory) as writer:
+    (directory / "zeros").write_bytes(bytes(4096))
+    plan = TorchDistPlan()
+    with FileReader() as reader:
         for offsets, sizes in boxes:
-            chunk = writer.begin_chunk("embedding.word_embeddings.weight", "float32", (4, 8), offsets, sizes)
-            chunk.write(memoryview(bytes(sizes[0] * sizes[1] * 4)))
-            chunk.close()
-        writer.finish()
+            rows = FileRows(reader, directory / "zeros", 0, "float32", sizes[1] * 4)
+            block = RowBlock(rows, 0, sizes[0])
+            plan.add_chunk("embedding.word_embeddings.weight", "float32", (4, 8), offsets, sizes, (block,))
+        for file in plan.files():
+            content = b"".join(item.head + bytes(item.data_bytes) + item.tail for item in file.items)
+            (directory / file.name).write_bytes(content)
+    plan.write_metadata(directory)
 
 
 @pytest.mark.parametrize(
@@ -214,7 +219,13 @@ def test_chunks_must_tile_the_tensor(tmp_path: Path, boxes: list[Any]) -> None:
         ChunkedRows(reader, "x", stored, (4, 8), None)
 
 
-def test_a_chunk_that_ends_early_is_a_bug() -> None:
+def test_a_chunk_of_too_few_rows_is_a_bug() -> None:
+    with FileReader() as reader, pytest.raises(ValueError, match="32 bytes for a chunk of 64"):
+        block = RowBlock(FileRows(reader, Path("x"), 0, "float32", 32), 0, 1)
+        TorchDistPlan().add_chunk("key", "float32", (2, 8), (0, 0), (2, 8), (block,))
+
+
+def test_torch_reads_a_frame() -> None:
     frame = torch_zip.tensor_frame("float32", (2, 2), 16)
     assert len(frame.head) % 64 == 0
     value = torch.load(io.BytesIO(frame.head + bytes(16) + frame.tail), weights_only=True)

@@ -8,6 +8,7 @@ from helpers import load_weights, refused
 from safetensors.torch import save_file
 from tiny_llama import make_tiny_llama
 
+from coalm_nemo.checkpoint.command import verify_command
 from coalm_nemo.checkpoint.convert import export_checkpoint, import_checkpoint
 from coalm_nemo.checkpoint.verify import verify_checkpoint
 
@@ -82,3 +83,46 @@ def test_the_wrong_directory_is_refused(pair: tuple[Path, Path]) -> None:
     (pair[0] / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
     with refused("only Llama"):
         verify_checkpoint(*pair)
+
+
+# Each directory alone, against the checksums that were taken when it was written.
+
+
+@pytest.fixture
+def exported(pair: tuple[Path, Path], tmp_path: Path) -> Path:
+    export_checkpoint(pair[1], tmp_path / "exported")
+    return tmp_path / "exported"
+
+
+def test_a_checkpoint_and_an_export_can_be_checked_alone(
+    pair: tuple[Path, Path], exported: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert verify_command(None, pair[1], False, False) == 0
+    assert verify_command(exported, None, False, True) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "files" in lines[0] and "have the SHA-256 that manifest.json lists" in lines[0]
+    assert json.loads("".join(lines[1:]))["ok"] is True
+
+
+def test_every_damaged_file_is_listed(exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = bytearray((exported / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (exported / "model.safetensors").write_bytes(content)
+    (exported / "config.json").unlink()
+    (exported / "tokenizer.json").write_text("{}")
+    assert verify_command(exported, None, False, True) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert sorted(p.rsplit("/", 1)[-1].split()[0] for p in report["problems"]) == [
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+    ]
+    assert verify_command(exported, None, False, False) == 1
+    assert "model.safetensors is corrupt" in capsys.readouterr().out
+
+
+def test_without_checksums_or_directories_it_says_what_to_give(pair: tuple[Path, Path]) -> None:
+    with refused("has no coalm_manifest.json"):
+        verify_command(pair[0], None, True, False)
+    with refused("give --hf and --ckpt"):
+        verify_command(None, None, True, False)
