@@ -211,13 +211,21 @@ def convert_import(
     out: Annotated[Path, typer.Option(help="Megatron checkpoint to write.")],
     max_memory: Annotated[str, typer.Option(help="Memory ceiling, for example 4GiB.")] = "4GiB",
     workers: Annotated[int, typer.Option(min=1, help="Files written side by side.")] = 2,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be written, and how long it takes.")
+    ] = False,
 ) -> None:
     """Hugging Face -> Megatron. Interrupted at any moment, the same command goes on.
+
+    --dry-run needs no weights: config.json and the index say what would become of each tensor.
 
     Example: coalm convert import --hf Llama-3.1-8B-Instruct --out ckpt/base
     """
     from coalm_nemo.checkpoint.command import import_command
+    from coalm_nemo.checkpoint.plan_command import plan_command
 
+    if dry_run:
+        sys.exit(plan_command(hf, out, None, False))
     import_command(hf, out, max_memory, workers)
 
 
@@ -229,16 +237,34 @@ def convert_export(
         Path | None, typer.Option(help="Where config and tokenizer come from, if not in CKPT/hf.")
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="bf16, fp16 or fp32; as stored if not given.")] = None,
+    merge_lora: Annotated[bool, typer.Option("--merge-lora", help="Add a LoRA run's adapters to its base.")] = False,
+    quantize: Annotated[str | None, typer.Option(help="fp8: FP8 weights as vLLM and transformers load them.")] = None,
     max_memory: Annotated[str, typer.Option(help="Memory ceiling, for example 4GiB.")] = "4GiB",
     workers: Annotated[int, typer.Option(min=1, help="Files written side by side.")] = 2,
 ) -> None:
     """Megatron -> Hugging Face. Interrupted at any moment, the same command goes on.
 
+    A LoRA run's checkpoint becomes a PEFT adapter, or with --merge-lora a whole model.
+
     Example: coalm convert export --ckpt runs/coalm_8b/checkpoints/step_00000100 --out CoALM-8B
     """
     from coalm_nemo.checkpoint.command import export_command
 
-    export_command(ckpt, out, hf_base, dtype, max_memory, workers)
+    export_command(ckpt, out, hf_base, dtype, max_memory, workers, merge_lora, quantize)
+
+
+@convert_app.command("inspect")
+def convert_inspect(
+    path: Annotated[Path, typer.Argument(help="Hugging Face or Megatron directory.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Every tensor, as JSON.")] = False,
+) -> None:
+    """What a directory holds: shape, tensors, bytes, step, the layout it was saved from, what it can be resumed as.
+
+    Example: coalm convert inspect runs/coalm_8b/checkpoints/step_00000100
+    """
+    from coalm_nemo.checkpoint.inspect_command import inspect_command
+
+    inspect_command(path, as_json)
 
 
 @convert_app.command("verify")

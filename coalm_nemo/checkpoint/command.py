@@ -15,6 +15,7 @@ from typing import Any
 
 from coalm_nemo.checkpoint.convert import ConversionReport, export_checkpoint, import_checkpoint
 from coalm_nemo.checkpoint.layout import HF_MANIFEST_FILE, MANIFEST_FILE, manifest_problems, read_manifest
+from coalm_nemo.checkpoint.lora import export_adapter, is_adapter
 from coalm_nemo.checkpoint.streams import Progress
 from coalm_nemo.checkpoint.verify import VerifyReport, verify_checkpoint
 from coalm_nemo.errors import EXIT_STOPPED, UserError
@@ -35,16 +36,30 @@ def import_command(hf: Path, out: Path, max_memory: str, workers: int) -> None:
 
 
 def export_command(
-    ckpt: Path, out: Path, hf_base: Path | None, dtype: str | None, max_memory: str, workers: int
+    ckpt: Path,
+    out: Path,
+    hf_base: Path | None,
+    dtype: str | None,
+    max_memory: str,
+    workers: int,
+    merge_lora: bool = False,
+    quantize: str | None = None,
 ) -> None:
-    """Megatron -> Hugging Face."""
+    """Megatron -> Hugging Face: a model, or of a LoRA run without `merge_lora` the adapter as PEFT keeps it."""
     memory = parse_size(max_memory)
+    if is_adapter(ckpt) and not merge_lora:
+        if dtype or quantize:
+            raise UserError("--dtype and --quantize go with a whole model; merge the adapters with --merge-lora")
+        print(f"{out}: {export_adapter(ckpt, out, str(hf_base or ''))} tensors of a LoRA adapter, as PEFT loads it")
+        return
     with _stoppable(), _bar("export") as progress:
         report = export_checkpoint(
             ckpt,
             out,
             hf_base=hf_base,
             dtype=dtype,
+            merge_lora=merge_lora,
+            quantize=quantize,
             max_memory_bytes=memory,
             workers=workers,
             progress=progress,

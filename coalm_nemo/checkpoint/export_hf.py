@@ -35,6 +35,7 @@ from coalm_nemo.checkpoint.layout import (
     ensure_free_space,
     write_manifest,
 )
+from coalm_nemo.checkpoint.lora import ADAPTER_FILE, AdapterCheckpoint, is_adapter, merged_blocks, read_adapter_info
 from coalm_nemo.checkpoint.mapping import hf_sources, hf_tensors, megatron_slices
 from coalm_nemo.checkpoint.planned_files import Item, PlannedFile, cut_rows, plan_digest, write_files
 from coalm_nemo.checkpoint.report import (
@@ -63,6 +64,8 @@ def export_checkpoint(
     *,
     hf_base: Path | None = None,
     dtype: str | None = None,
+    merge_lora: bool = False,
+    quantize: str | None = None,
     max_memory_bytes: int = DEFAULT_MEMORY_BYTES,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     workers: int = DEFAULT_WORKERS,
@@ -72,48 +75,117 @@ def export_checkpoint(
     """Make a Hugging Face Llama directory from a Megatron checkpoint that was saved on any parallel layout.
 
     `hf_base` gives config.json, tokenizer and chat template where the checkpoint has none of its own (or instead of
-    them); `dtype` is "bf16", "fp16", "fp32", or None for the dtypes as stored. An interrupted call is gone on with by
-    the next. Raises UserError, with nothing left at `out` or beside it.
+    them); `dtype` is "bf16", "fp16", "fp32", or None for the dtypes as stored. `merge_lora` takes a LoRA run's checkpoint
+    and adds its adapters to its base's weights. `quantize` "fp8" writes FP8 weights (quantize.py). An interrupted call is
+    gone on with by the next. Raises UserError, with nothing left at `out` or beside it.
     """
     started = time.monotonic()
     ckpt, out = Path(ckpt), Path(out)
     target_dtype = _dtype_by_option(dtype)
+    if quantize not in (None, "fp8"):
+        raise UserError(f"--quantize {quantize} is not known; use fp8")
     side = _side_directory(ckpt, hf_base)
+    weights = base_of(ckpt, merge_lora)
     cfg = load_llama_config(side)
     buffer_size = buffer_bytes(max_memory_bytes // workers)
     refuse_taken(out)
-    if (ckpt / MANIFEST_FILE).exists():
-        check_manifest(ckpt, full=False)
+    for directory in {ckpt, weights}:
+        if (directory / MANIFEST_FILE).exists():
+            check_manifest(directory, full=False)
     with FileReader() as reader:
-        keys = read_metadata(ckpt)
-        sources = source_stamps([ckpt / METADATA_FILE, *_data_files(keys)])
-        tensors = _planned_tensors(cfg, _megatron_blocks(cfg, ckpt, keys, reader), target_dtype)
+        keys = read_metadata(weights)
+        stamped = [weights / METADATA_FILE, *_data_files(keys)]
+        blocks = _megatron_blocks(cfg, weights, keys, reader)
+        if merge_lora:
+            adapter = AdapterCheckpoint(ckpt, reader)
+            blocks = merged_blocks(blocks, adapter)
+            stamped += [ckpt / ADAPTER_FILE, ckpt / METADATA_FILE, *_data_files(adapter.keys)]
+        sources = source_stamps(stamped)
+        tensors = _planned_tensors(cfg, blocks, target_dtype)
         shards = plan_shards([planned for planned, _ in tensors.values()], max_shard_bytes)
         files = [_planned_file(name, members, tensors) for name, members in shards.items()]
         total = sum(planned.bytes for planned, _ in tensors.values())
         ensure_free_space(out, int(total * ROOM_FACTOR) - partial_bytes(out))
         written_dtype = common_dtype(planned.dtype for planned, _ in tensors.values())
         meter = ProgressMeter(total, progress)
-        identity = Identity({"verb": "export", "dtype": dtype}, plan_digest(files), sources)
+        asked = {"verb": "export", "dtype": dtype, "merge_lora": merge_lora, "quantize": quantize}
+        identity = Identity(asked, plan_digest(files), sources)
         with resumable_directory(out, identity, notice) as partial:
             if partial.done:
                 meter.add(total, found=True)
+            elif quantize:
+                _write_fp8(partial.files, tensors, meter, buffer_size, max_shard_bytes, workers, notice)
+                refuse_changed(sources)
+                _seal(side, partial.files, cfg, written_dtype, {}, ckpt, out.name, quantized=True)
             else:
                 digests = write_files(
                     partial.files, files, partial.journal, meter, buffer_size=buffer_size, workers=workers
                 )
                 refuse_changed(sources)
                 _write_index(partial.files, shards)
-                _seal(side, partial.files, cfg, written_dtype, digests)
+                _seal(side, partial.files, cfg, written_dtype, digests, ckpt, out.name)
+    if quantize:
+        total, written_dtype = sum(p.stat().st_size for p in out.glob("*.safetensors")), "float8_e4m3fn"
     seconds = time.monotonic() - started
     return ConversionReport(ckpt, out, len(tensors), total, written_dtype, seconds, meter.found_bytes)
 
 
-def _seal(side: Path, directory: Path, cfg: LlamaConfig, dtype: str, digests: Mapping[str, str]) -> None:
+def base_of(ckpt: Path, merge_lora: bool) -> Path:
+    """The checkpoint that holds the weights: `ckpt`, or with `merge_lora` what its adapters were trained on.
+
+    Raises UserError where adapters are there and are not to be merged, or the other way round, or the base is gone.
+    """
+    if not merge_lora:
+        if is_adapter(ckpt):
+            raise UserError(f"{ckpt} holds LoRA adapters alone; merge them into their base with --merge-lora")
+        return ckpt
+    base = Path(read_adapter_info(ckpt).base)
+    if not base.is_dir():
+        raise UserError(f"the base of {ckpt} is not at {base} any more; put it back, or change its {ADAPTER_FILE}")
+    return base
+
+
+def _write_fp8(
+    directory: Path,
+    tensors: Mapping[str, tuple[PlannedTensor, list[RowBlock]]],
+    meter: ProgressMeter,
+    buffer_size: int,
+    max_shard_bytes: int,
+    workers: int,
+    notice: Notice | None,
+) -> None:
+    """FP8 weights; an interrupted one starts over. What was lost is told by kind of layer."""
+    from coalm_nemo.checkpoint.quantize import error_table, write_quantized
+
+    for torn in directory.glob("*.safetensors*"):
+        torn.unlink()
+    sizes = {"buffer_size": buffer_size, "max_shard_bytes": max_shard_bytes, "workers": workers}
+    errors = write_quantized(directory, tensors, meter, **sizes)
+    if notice is not None:
+        notice("what FP8 loses:\n" + "\n".join(error_table(tuple(errors))))
+
+
+def _seal(
+    side: Path,
+    directory: Path,
+    cfg: LlamaConfig,
+    dtype: str,
+    digests: Mapping[str, str],
+    ckpt: Path,
+    name: str,
+    quantized: bool = False,
+) -> None:
     """What makes a model of the weights' files; the checksums last."""
+    from coalm_nemo.checkpoint.card_sources import collect_card_info
+    from coalm_nemo.checkpoint.model_card import write_model_card
+    from coalm_nemo.checkpoint.quantized_files import add_quantization_config
+
     copy_side_files(side, directory)
     write_config(side, directory, cfg, dtype)
     write_generation_config(side, directory)
+    if quantized:
+        add_quantization_config(directory)
+    write_model_card(directory, collect_card_info(directory, ckpt, name=name))
     write_manifest(directory, digests, file=HF_MANIFEST_FILE)
 
 

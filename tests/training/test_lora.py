@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from coalm_nemo.checkpoint.convert import export_checkpoint, import_checkpoint
 from coalm_nemo.checkpoint.lora import export_adapter
 from coalm_nemo.checkpoint.torch_dist import read_metadata
 from coalm_nemo.config import RunConfig, build_config
@@ -154,6 +155,25 @@ def test_the_exported_adapter_is_pefts(
     exported = logits_of(PeftModel.from_pretrained(base, tmp_path / "adapter"))
     assert (exported - before).abs().max() > 0.05
     torch.testing.assert_close(exported, logits_of(references["untied_model"]), rtol=0, atol=2e-5)
+
+    merged = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32), tmp_path / "adapter"
+    ).merge_and_unload()
+    export_checkpoint(saved, tmp_path / "merged", merge_lora=True, max_memory_bytes=1 << 20)
+    ours = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    theirs = merged.state_dict()
+    assert set(ours.state_dict()) == set(theirs)
+    for name, weight in ours.state_dict().items():
+        torch.testing.assert_close(weight, theirs[name], rtol=0, atol=1e-7, msg=name)
+    torch.testing.assert_close(logits_of(ours), exported, rtol=0, atol=1e-5)
+    with pytest.raises(UserError, match="merge them into their base with --merge-lora"):
+        export_checkpoint(saved, tmp_path / "whole")
+
+
+def test_only_adapters_can_be_merged(tiny_llama: Path, tmp_path: Path) -> None:
+    import_checkpoint(tiny_llama, tmp_path / "base")
+    with pytest.raises(UserError, match="is not a checkpoint of a LoRA run"):
+        export_checkpoint(tmp_path / "base", tmp_path / "out", merge_lora=True)
 
 
 def test_what_is_no_adapter_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
