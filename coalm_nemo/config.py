@@ -77,10 +77,12 @@ class PrecisionSection:
     """Arithmetic of the forward and backward pass."""
 
     dtype: str = "bf16"
-    """fp32 | bf16 | fp8_current | fp8_blockwise | fp8_delayed. Master weights, gradients and moments are fp32 with all.
+    """fp32 | bf16 | fp8_current | fp8_blockwise | fp8_delayed | fp8_emulated_current | fp8_emulated_blockwise |
+    fp8_emulated_delayed. Master weights, gradients and moments are fp32 with all.
 
     FP8 is Transformer Engine's: matrix products of the layers in e4m3 (gradients e5m2), everything else bf16. Scales are
-    the current tensor's (the H100's default), of 128x128 and 1x128 blocks, or from the last steps' largest values."""
+    the current tensor's (the H100's default), of 128x128 and 1x128 blocks, or from the last steps' largest values.
+    Emulated, the same casts are done in plain torch (models/fp8_emulation.py): on CPU, and on GPUs without FP8."""
     bf16_layers_at_start: int = 0
     """With FP8: this many first layers stay in bf16."""
     bf16_layers_at_end: int = 0
@@ -90,16 +92,28 @@ class PrecisionSection:
     """fp32 | bf16: what gradients are accumulated and reduced in. bf16 halves their memory and their traffic."""
     fp8_weight_gradients: bool = True
     """With FP8: the products that give weight gradients run in FP8 too."""
+    amax_history_len: int = 1024
+    """With delayed scaling: how many passes the largest value is looked for in. Transformer Engine's default."""
+    emulation_weights: str = "fp32"
+    """fp32 | bf16: with emulated FP8, weights and what lies between the products. bf16 is what real FP8 has; fp32 shows
+    FP8's part alone, is the faster on CPU, and is the same on every layout."""
 
     @property
     def fp8(self) -> str:
-        """Name of the scaling recipe ("current", "blockwise", "delayed"), or "" without FP8."""
-        return self.dtype.removeprefix("fp8_") if self.dtype.startswith("fp8_") else ""
+        """Scaling recipe of Transformer Engine's FP8 ("current", "blockwise", "delayed"), or "" without it."""
+        return self.dtype.removeprefix("fp8_") if self.dtype.startswith("fp8_") and not self.emulated_fp8 else ""
+
+    @property
+    def emulated_fp8(self) -> str:
+        """Scaling recipe of emulated FP8, or ""."""
+        emulated = "fp8_emulated_"
+        return self.dtype.removeprefix(emulated) if self.dtype.startswith(emulated) else ""
 
     @property
     def weights(self) -> str:
         """Dtype of the weights outside the optimizer, by torch's name."""
-        return "float32" if self.dtype == "fp32" else "bfloat16"
+        kept = self.emulation_weights if self.emulated_fp8 else self.dtype
+        return "float32" if kept == "fp32" else "bfloat16"
 
 
 @dataclass

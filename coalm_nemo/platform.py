@@ -31,10 +31,10 @@ class Platform:
         """Raises UserError for what this platform has not: without it megatron-core trains on in bf16 and says nothing."""
         if self.transformer_engine:
             return
-        if dtype.startswith("fp8"):
+        if dtype.startswith("fp8") and not dtype.startswith("fp8_emulated"):
             raise UserError(
                 f"precision.dtype={dtype} needs Transformer Engine on an FP8 GPU (H100 or later), and this run is on "
-                f"{self.name} without it; use bf16 or fp32"
+                f"{self.name} without it; use bf16 or fp32, or {dtype.replace('fp8_', 'fp8_emulated_')} to study its numerics"
             )
         if moments != "fp32":
             raise UserError(f"optimizer.moments={moments} needs Transformer Engine, and this run is on {self.name}")

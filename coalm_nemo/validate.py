@@ -12,7 +12,17 @@ from coalm_nemo.models.llama import LlamaConfig
 CHOICES = {
     "run.platform": ("auto", "cpu", "cuda"),
     "model.init": ("pretrained", "random"),
-    "precision.dtype": ("fp32", "bf16", "fp8_current", "fp8_blockwise", "fp8_delayed"),
+    "precision.dtype": (
+        "fp32",
+        "bf16",
+        "fp8_current",
+        "fp8_blockwise",
+        "fp8_delayed",
+        "fp8_emulated_current",
+        "fp8_emulated_blockwise",
+        "fp8_emulated_delayed",
+    ),
+    "precision.emulation_weights": ("fp32", "bf16"),
     "precision.gradients": ("fp32", "bf16"),
     "optimizer.moments": ("fp32", "bf16"),
     "train.recompute": ("none", "selective", "full"),
@@ -21,11 +31,14 @@ CHOICES = {
     "schedule.name": ("constant", "linear", "cosine"),
     "logging.wandb": ("disabled", "offline", "online"),
 }
+FP8_TOKENS = 16
+"""Tokens of an FP8 product come in multiples of this (cuBLAS)."""
+FP8_BLOCK = 128
 LORA_TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 AT_LEAST_ONE = (
     "parallel.tensor", "parallel.pipeline", "parallel.virtual_pipeline", "parallel.context",
     "batch.global_size", "batch.micro_size", "train.seq_len_tokens", "data.pack_multiple", "checkpoint.keep_last",
-    "logging.console_interval_steps",
+    "logging.console_interval_steps", "precision.amax_history_len",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "train.steps", "train.epochs", "train.eval_interval_steps", "optimizer.lr", "optimizer.min_lr",
@@ -63,6 +76,7 @@ def check_run(run: RunConfig, llama: LlamaConfig, world_size: int) -> Layout:
     """
     _check_values(run)
     _check_model(run, llama)
+    _check_blocks(run, llama)
     _check_pipeline(run, llama)
     data_parallel = _data_parallel(run, world_size)
     micro_batches = _micro_batches(run, data_parallel)
@@ -116,18 +130,40 @@ def _check_fp8(run: RunConfig) -> None:
     bf16_layers = precision.bf16_layers_at_start or precision.bf16_layers_at_end
     if min(precision.bf16_layers_at_start, precision.bf16_layers_at_end) < 0:
         raise UserError("precision.bf16_layers_at_start and bf16_layers_at_end must not be negative")
-    if not precision.fp8 and (bf16_layers or precision.fp8_params):
+    either = precision.fp8 or precision.emulated_fp8
+    if (bf16_layers and not either) or (precision.fp8_params and not precision.fp8):
         raise UserError(f"precision.bf16_layers_* and fp8_params go with FP8, and precision.dtype is {precision.dtype}")
     if precision.fp8 == "delayed" and bf16_layers:
         raise UserError("precision.bf16_layers_* cannot go with fp8_delayed in megatron-core; use fp8_current")
     if run.optimizer.moments == "bf16" and not run.parallel.distributed_optimizer:
         raise UserError("optimizer.moments=bf16 needs parallel.distributed_optimizer=true")
-    if precision.gradients == "bf16" and precision.dtype == "fp32":
-        raise UserError("precision.gradients=bf16 goes with bf16 or FP8, and precision.dtype is fp32")
+    if precision.gradients == "bf16" and precision.weights == "float32":
+        raise UserError("precision.gradients=bf16 goes with bf16 or FP8, and the weights are fp32")
     if precision.fp8_params and not run.parallel.distributed_optimizer:
         raise UserError("precision.fp8_params needs parallel.distributed_optimizer=true")
-    if precision.fp8 and run.train.seq_len_tokens % 16:
-        raise UserError(f"train.seq_len_tokens={run.train.seq_len_tokens}: FP8 products want a multiple of 16")
+    if either and run.train.seq_len_tokens % FP8_TOKENS:
+        raise UserError(
+            f"train.seq_len_tokens={run.train.seq_len_tokens}: FP8 products want a multiple of {FP8_TOKENS}"
+        )
+
+
+def _check_blocks(run: RunConfig, llama: LlamaConfig) -> None:
+    """Emulated blocks are those of the whole tensor: what a rank holds has to begin and end where a block does."""
+    tensor = run.parallel.tensor
+    if run.precision.emulated_fp8 != "blockwise" or tensor == 1:
+        return
+    heads, groups, size = llama.num_heads, llama.num_kv_heads, llama.head_dim
+    split = {
+        "query features": heads * size,
+        "query, key and value features": (heads + 2 * groups) * size,
+        "intermediate_size": llama.ffn_size,
+    }
+    for name, width in split.items():
+        if width // tensor % FP8_BLOCK:
+            raise UserError(
+                f"precision.dtype=fp8_emulated_blockwise has blocks of {FP8_BLOCK}, and the model's {width} {name} over "
+                f"parallel.tensor={tensor} are {width // tensor} a rank; use parallel.tensor=1 or another recipe"
+            )
 
 
 def _check_lora(run: RunConfig) -> None:
@@ -206,6 +242,8 @@ def _micro_batches(run: RunConfig, data_parallel: int) -> int:
 def _sequence_multiple(run: RunConfig, sequence_parallel: bool) -> int:
     parallel = run.parallel
     multiple = (2 * parallel.context if parallel.context > 1 else 1) * (parallel.tensor if sequence_parallel else 1)
+    if run.precision.dtype.startswith("fp8"):  # and the same padding, which is scaled with the rest, on every layout
+        multiple = math.lcm(multiple, FP8_TOKENS)
     if run.train.seq_len_tokens % multiple:
         raise UserError(
             f"train.seq_len_tokens={run.train.seq_len_tokens} does not divide by {multiple}, into which context and "

@@ -93,6 +93,9 @@ REFUSED = [
     (["precision.dtype=fp8_current", "train.seq_len_tokens=500"], 1, "FP8 products want a multiple of 16"),
     (["precision.dtype=fp8_current", "precision.fp8_params=true", "parallel.distributed_optimizer=false"], 1,
      "needs parallel.distributed_optimizer=true"),
+    (["precision.dtype=fp8_emulated_current", "precision.fp8_params=true"], 1, "go with FP8"),
+    (["precision.dtype=fp8_emulated_delayed", "precision.gradients=bf16"], 1, "and the weights are fp32"),
+    (["precision.dtype=fp8_emulated_delayed", "train.seq_len_tokens=500"], 1, "FP8 products want a multiple of 16"),
     (["parallel.overlap_param_gather=true"], 1, "needs parallel.overlap_grad_reduce=true"),
     (["data.packing=true", "batch.micro_size=2"], 1, "wants batch.micro_size=1"),
 ]  # fmt: skip

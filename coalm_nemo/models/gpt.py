@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -96,7 +97,7 @@ def _fp8_arguments(run: RunConfig) -> dict[str, Any]:
         "fp8_recipe": FP8_RECIPES[precision.fp8],
         "fp8_param": precision.fp8_params,
         "fp8_wgrad": precision.fp8_weight_gradients,
-        "fp8_amax_history_len": 1024 if precision.fp8 == "delayed" else 1,
+        "fp8_amax_history_len": precision.amax_history_len if precision.fp8 == "delayed" else 1,
         "fp8_amax_compute_algo": "max" if precision.fp8 == "delayed" else "most_recent",
         "first_last_layers_bf16": bool(start or end),
         "num_layers_at_start_in_bf16": start,
@@ -178,6 +179,8 @@ def _final_norm(platform: Platform) -> Any:
 
 def build_chunks(llama: LlamaConfig, run: RunConfig, platform: Platform) -> list[LlamaModel]:
     """This rank's model chunks, on its device, weights not loaded yet. Needs megatron's process groups."""
+    if run.precision.emulated_fp8:  # it goes into megatron-core's own linear layers
+        platform = replace(platform, transformer_engine=False)
     config = transformer_config(llama, run, platform)
     virtual = config.virtual_pipeline_model_parallel_size
     stages: list[int | None] = [None] if virtual is None else list(range(virtual))
@@ -204,6 +207,10 @@ def _build_chunk(
     with torch.device("cpu"):  # a dry run builds everything else on the meta device
         inv_freq = rope_inv_freq(llama)
     model.rotary_pos_emb.inv_freq = inv_freq.to(model.rotary_pos_emb.inv_freq.device)
+    if run.precision.emulated_fp8:
+        from coalm_nemo.models.fp8_emulation import emulate_fp8
+
+        emulate_fp8(model, run.precision, llama.num_layers)
     if run.lora.rank:
         from coalm_nemo.models.lora import add_adapters
 
