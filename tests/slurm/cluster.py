@@ -43,14 +43,15 @@ ip link set lo up
 exec slurmd -D -N $0
 """
 
-# linuxproc, none, none: no cgroups. config_overrides: the CPUs named here, whatever the host has.
+# linuxproc, none, none: no cgroups. config_overrides: the CPUs named here, whatever the host has. cred_expire: a requeued
+# job waits that long, two minutes if it is not set.
 SLURM_CONF = """
 ClusterName=tests
 SlurmctldHost=control(10.0.0.1)
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket={directory}/munge.socket
+AuthInfo=socket={directory}/munge.socket,cred_expire=5
 StateSaveLocation={directory}/state
 SlurmdSpoolDir={directory}/spool-%n
 SlurmctldPidFile={directory}/slurmctld.pid
@@ -62,7 +63,7 @@ MpiDefault=none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SlurmdParameters=config_overrides
-SchedulerParameters=batch_sched_delay=0,sched_min_interval=0
+SchedulerParameters=batch_sched_delay=0,sched_min_interval=0,sched_interval=2,bf_interval=2
 ReturnToService=2
 KillWait=5
 {nodes}
