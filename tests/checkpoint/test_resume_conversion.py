@@ -129,7 +129,13 @@ def test_twenty_kills(tmp_path: Path, verb: str) -> None:
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_says_that_it_can_go_on(tmp_path: Path, small: tuple[Path, Path], signum: signal.Signals) -> None:
     killer = Killer(convert("import", small[0], tmp_path / "out"), tmp_path / "out", 0.5, 128 << 10)
-    process = subprocess.Popen(killer.command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        killer.command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signum, signal.SIG_DFL),  # a shell's background jobs are born deaf to Ctrl-C
+    )
     wait_for(lambda: any((killer.partial / "files").glob("*.distcp")))
     process.send_signal(signum)
     output, error = process.communicate(timeout=30)
