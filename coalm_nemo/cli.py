@@ -221,11 +221,12 @@ def convert_import(
 
     Example: coalm convert import --hf Llama-3.1-8B-Instruct --out ckpt/base
     """
-    from coalm_nemo.checkpoint.command import import_command
-    from coalm_nemo.checkpoint.plan_command import plan_command
-
     if dry_run:
+        from coalm_nemo.checkpoint.plan_command import plan_command
+
         sys.exit(plan_command(hf, out, None, False))
+    from coalm_nemo.checkpoint.command import import_command
+
     import_command(hf, out, max_memory, workers)
 
 

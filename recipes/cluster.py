@@ -54,6 +54,15 @@ def lora(run: RunConfig) -> RunConfig:
     return run
 
 
+def paper(run: RunConfig, epochs: int = 3) -> RunConfig:
+    """The paper's settings (arXiv 2502.08820) on a LoRA recipe: r16 a32 on all linear layers, lr 1e-4, batch 8."""
+    run = unpacked(run)
+    run.run.dir = f"runs/paper_{run.model.shape}_lora"
+    run.batch.global_size = 8
+    run.train.epochs = epochs
+    return run
+
+
 def unpacked(run: RunConfig) -> RunConfig:
     """As both published settings: a row a sequence, padded, plain BF16."""
     run.precision.dtype, run.precision.fp8_params, run.precision.gradients = "bf16", False, "fp32"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from coalm_nemo.config import RunConfig
-from recipes.cluster import full_sft, lora, unpacked
+from recipes.cluster import full_sft, lora, paper, unpacked
 
 
 def coalm_405b() -> RunConfig:
@@ -30,10 +30,7 @@ def coalm_405b_lora() -> RunConfig:
 
 def paper_405b_lora() -> RunConfig:
     """The paper's r16 a32, lr 1e-4, warm-up 0.1, batch 8, 1 epoch; the paper kept the base in NF4, this keeps it in BF16."""
-    run = unpacked(coalm_405b_lora())
-    run.run.dir = "runs/paper_405b_lora"
-    run.batch.global_size = 8
-    return run
+    return paper(coalm_405b_lora(), epochs=1)
 
 
 def released_405b_lora() -> RunConfig:

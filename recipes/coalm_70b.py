@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from coalm_nemo.config import RunConfig
-from recipes.cluster import full_sft, lora, unpacked
+from recipes.cluster import full_sft, lora, paper, unpacked
 
 
 def coalm_70b() -> RunConfig:
@@ -23,11 +23,7 @@ def coalm_70b_lora() -> RunConfig:
 
 def paper_70b_lora() -> RunConfig:
     """The paper's settings: LoRA r16 a32 on all linear layers, lr 1e-4, warm-up 0.1, batch 8, 3 epochs."""
-    run = unpacked(coalm_70b_lora())
-    run.run.dir = "runs/paper_70b_lora"
-    run.batch.global_size = 8
-    run.train.epochs = 3
-    return run
+    return paper(coalm_70b_lora())
 
 
 def released_70b() -> RunConfig:

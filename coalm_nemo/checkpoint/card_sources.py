@@ -15,7 +15,7 @@ from typing import Any
 from coalm_nemo.checkpoint.card_license import known_model, license_by
 from coalm_nemo.checkpoint.inspect_command import model_line
 from coalm_nemo.checkpoint.layout import HF_SUBDIR, CheckpointInfo, read_info
-from coalm_nemo.checkpoint.model_card import CardInfo, write_model_card
+from coalm_nemo.checkpoint.model_card import CardInfo
 from coalm_nemo.errors import UserError
 from coalm_nemo.models.llama import LlamaConfig, parse_llama_config
 
@@ -23,13 +23,6 @@ RUN_FILE = "run.yaml"
 METRICS_FILE = "metrics.jsonl"
 SCORES_FILE = "scores.json"
 DATA_MANIFEST = "manifest.json"
-
-
-def model_card_command(out_dir: Path, ckpt: Path | None) -> None:
-    """Write the card of the export `out_dir`, made from the Megatron checkpoint `ckpt`, and say where."""
-    if not (Path(out_dir) / "config.json").is_file():
-        raise UserError(f"{out_dir} is not a Hugging Face directory: config.json is missing")
-    print(f"model card: {write_model_card(out_dir, collect_card_info(out_dir, ckpt))}")
 
 
 def collect_card_info(out_dir: Path, ckpt: Path | None = None, name: str = "") -> CardInfo:

@@ -93,14 +93,8 @@ def export_checkpoint(
         if (directory / MANIFEST_FILE).exists():
             check_manifest(directory, full=False)
     with FileReader() as reader:
-        keys = read_metadata(weights)
-        stamped = [weights / METADATA_FILE, *_data_files(keys)]
-        blocks = _megatron_blocks(cfg, weights, keys, reader)
-        if merge_lora:
-            adapter = AdapterCheckpoint(ckpt, reader)
-            blocks = merged_blocks(blocks, adapter)
-            stamped += [ckpt / ADAPTER_FILE, ckpt / METADATA_FILE, *_data_files(adapter.keys)]
-        sources = source_stamps(stamped)
+        blocks, read = _blocks_and_files(cfg, weights, ckpt if merge_lora else None, reader)
+        sources = source_stamps(read)
         tensors = _planned_tensors(cfg, blocks, target_dtype)
         shards = plan_shards([planned for planned, _ in tensors.values()], max_shard_bytes)
         files = [_planned_file(name, members, tensors) for name, members in shards.items()]
@@ -128,6 +122,20 @@ def export_checkpoint(
         total, written_dtype = sum(p.stat().st_size for p in out.glob("*.safetensors")), "float8_e4m3fn"
     seconds = time.monotonic() - started
     return ConversionReport(ckpt, out, len(tensors), total, written_dtype, seconds, meter.found_bytes)
+
+
+def _blocks_and_files(
+    cfg: LlamaConfig, weights: Path, adapters: Path | None, reader: FileReader
+) -> tuple[dict[str, list[RowBlock]], list[Path]]:
+    """The rows of every Hugging Face tensor, adapters added, and the files that they are read from."""
+    keys = read_metadata(weights)
+    files = [weights / METADATA_FILE, *_data_files(keys)]
+    blocks = _megatron_blocks(cfg, weights, keys, reader)
+    if adapters is None:
+        return blocks, files
+    adapter = AdapterCheckpoint(adapters, reader)
+    files += [adapters / ADAPTER_FILE, adapters / METADATA_FILE, *_data_files(adapter.keys)]
+    return merged_blocks(blocks, adapter), files
 
 
 def base_of(ckpt: Path, merge_lora: bool) -> Path:

@@ -10,11 +10,10 @@ is a block of rows and a file's scales for each worker, whatever the model's siz
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,20 +61,6 @@ class QuantizeReport:
     def gb_per_second(self) -> float:
         """Of weights read."""
         return self.bytes_before / 1e9 / max(self.seconds, 1e-9)
-
-
-def quantize_command(hf: Path, out: Path, max_memory: str, as_json: bool) -> None:
-    """`coalm convert export --quantize fp8`, or a verb of its own: quantise `hf` to `out` and print what was lost."""
-    from coalm_nemo.checkpoint.command import parse_size
-
-    report = quantize_directory(hf, out, max_memory_bytes=parse_size(max_memory))
-    if as_json:
-        fields = asdict(report) | {"source": str(report.source), "destination": str(report.destination)}
-        print(json.dumps(fields, indent=2))
-        return
-    before, after = report.bytes_before / 1e9, report.bytes_after / 1e9
-    print(f"{out}: {before:.3g} GB -> {after:.3g} GB in {report.seconds:.2f} s ({report.gb_per_second:.2f} GB/s)")
-    print("\n".join(error_table(report.errors)))
 
 
 def quantize_directory(

@@ -37,7 +37,6 @@ from coalm_nemo.data.sources.base import Block
 from coalm_nemo.errors import UserError
 
 LENGTH_BINS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
-OVERLAP_EXAMPLES = 20
 
 
 @dataclass
@@ -167,6 +166,7 @@ def _write_set(
         "template": worker.encoder.format.name,
         "chat_template_sha256": _text_digest((out / "tokenizer" / CHAT_TEMPLATE).read_text(encoding="utf-8")),
         "options": describe(config),
+        "largest_token": writer.largest_token,
         "sources": {name: tally.to_json() for name, tally in tallies.items()},
         "contamination": {**worker.contamination_figures(), "dropped_rows": len(overlaps)} if config.against else None,
         **_order_and_figures(config, entries, out, writer.digest.copy()),

@@ -44,6 +44,8 @@ class EncodedRow:
     """int32 [L]"""
     loss_mask: np.ndarray
     """uint8 [L], 1 where the token is a target"""
+    turns: list[Turn]
+    """What was rendered."""
 
     @property
     def supervised(self) -> int:
@@ -90,7 +92,7 @@ class RowEncoder:
                 continue
             tokens, mask = next(encoded)
             if len(tokens) <= max_tokens:
-                result.append(EncodedRow(entry.row, tokens, mask))
+                result.append(EncodedRow(entry.row, tokens, mask, entry.turns))
             else:
                 result += self._shortened(entry, max_tokens)
         return result
@@ -102,7 +104,7 @@ class RowEncoder:
         fitting = shorten(conversation, self._turns, length, max_tokens)
         lost = len(conversation.targets) - sum(len(c.targets) for c in fitting)
         dropped = [Dropped("too_long", conversation.row.row_id)] * lost
-        return [*(EncodedRow(c.row, *self._encode_all([c])[0]) for c in fitting), *dropped]
+        return [*(EncodedRow(c.row, *self._encode_all([c])[0], c.turns) for c in fitting), *dropped]
 
     def _conversation(self, row: Row, loss: str) -> Conversation | Dropped:
         last = max(i for i, m in enumerate(row.messages) if m["role"] == "assistant")
@@ -160,12 +162,10 @@ class RowEncoder:
             return
         row = encoded.row
         last = max(i for i, m in enumerate(row.messages) if m["role"] == "assistant")
-        messages = row.messages[: last + 1]
-        turns = self._turns(messages, row.tools)
-        if any(self._spells_control_token(turn.text) for turn in turns):
+        if any(self._spells_control_token(turn.text) for turn in encoded.turns):
             return
-        ours = self.bos + "".join(render_turn(turn) for turn in turns)
-        theirs = render_with_template(self.hf_tokenizer, messages, row.tools)
+        ours = self.bos + "".join(render_turn(turn) for turn in encoded.turns)
+        theirs = render_with_template(self.hf_tokenizer, row.messages[: last + 1], row.tools)
         if ours != theirs:
             raise UserError(f"{row.row_id}: {first_difference(ours, theirs)}")
         if tokens_too:

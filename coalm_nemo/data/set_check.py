@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-import numpy as np
-
 from coalm_nemo.checkpoint.layout import sha256_of
 from coalm_nemo.data.shards import ShardSet
 from coalm_nemo.errors import UserError
@@ -30,9 +28,10 @@ def check_set(directory: Path, hf_dir: Path, seq_len_tokens: int, llama: LlamaCo
     longest = int(rows.positions().max())
     if longest > llama.max_positions:
         raise UserError(f"{directory} has a row of {longest} tokens and the model has {llama.max_positions} positions")
-    largest = int(np.max(rows.tokens))
-    if largest >= llama.vocab_size:
-        raise UserError(f"{directory} holds token {largest}, but the model's vocab_size is {llama.vocab_size}")
+    if manifest["largest_token"] >= llama.vocab_size:
+        raise UserError(
+            f"{directory} holds token {manifest['largest_token']}, but the model's vocab_size is {llama.vocab_size}"
+        )
 
 
 def _digest_of(file: Path) -> str:

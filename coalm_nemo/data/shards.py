@@ -77,6 +77,7 @@ class ShardWriter:
         self.lengths, self.supervised = array("i"), array("i")
         self.sources, self.hashes, self.row_id_ends = array("B"), array("Q"), array("q")
         self.digest = hashlib.sha256()
+        self.largest_token = 0
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -90,6 +91,7 @@ class ShardWriter:
         for file, values in ((self.tokens, block.tokens), (self.loss_mask, block.loss_mask)):
             file.write(values.data)
             self.digest.update(values.data)
+        self.largest_token = max(self.largest_token, int(block.tokens.max(initial=0)))
         self.lengths.frombytes(block.lengths.tobytes())
         self.supervised.frombytes(block.supervised.tobytes())
         self.sources.frombytes(bytes([source]) * block.rows)

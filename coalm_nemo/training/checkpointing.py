@@ -94,8 +94,8 @@ def _load(wanted: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
 
 def _load_strictly(model: LlamaModel, state: dict[str, Any]) -> None:
     missing, unexpected = model.load_state_dict(state, strict=False)
-    partly = any(is_adapter_key(k) for k in (*missing, *state))  # with LoRA base and adapters come one after the other
-    missing = [k for k in missing if not k.endswith("_extra_state") and not partly]
+    adapters = any(is_adapter_key(k) for k in state)  # with LoRA the base and the adapters come one after the other
+    missing = [k for k in missing if not k.endswith("_extra_state") and is_adapter_key(k) == adapters]
     tied = model.share_embeddings_and_output_weights
     missing = [k for k in missing if not (tied and k == "output_layer.weight")]
     if missing or unexpected:

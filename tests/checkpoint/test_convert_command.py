@@ -3,24 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
-from coalm_nemo import cli
 from coalm_nemo.errors import EXIT_USER_ERROR
-
-
-def coalm(*words: object) -> int:
-    old, sys.argv = sys.argv, ["coalm", *map(str, words)]
-    try:
-        cli.main()
-    except SystemExit as e:
-        return int(e.code or 0)
-    finally:
-        sys.argv = old
-    return 0
+from tests.run_coalm import coalm
 
 
 @pytest.fixture

@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 import yaml
-from helpers import refused
 from llama_405b import CONFIG
 from tiny_llama import make_tiny_llama
 
 from coalm_nemo.checkpoint.card_license import known_model, license_by, license_note, license_of
-from coalm_nemo.checkpoint.card_sources import collect_card_info, last_metrics, model_card_command
+from coalm_nemo.checkpoint.card_sources import collect_card_info, last_metrics
 from coalm_nemo.checkpoint.layout import CheckpointInfo, write_info
 from coalm_nemo.checkpoint.model_card import CardInfo, card_lines, write_model_card
 from coalm_nemo.checkpoint.quantize import quantize_directory
@@ -67,9 +66,8 @@ def front_matter(card: str) -> dict[str, Any]:
     return parsed
 
 
-def test_the_card_of_a_run(run: Path, export: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model_card_command(export, run)
-    assert str(export / "README.md") in capsys.readouterr().out
+def test_the_card_of_a_run(run: Path, export: Path) -> None:
+    assert write_model_card(export, collect_card_info(export, run)) == export / "README.md"
     card = (export / "README.md").read_text()
     head = front_matter(card)
     assert head["license"] == "llama3.1"
@@ -180,8 +178,3 @@ def test_the_name_of_a_licence_that_the_hub_knows() -> None:
     assert "does not begin" not in "\n".join(license_note("llama3.3", "Llama-CoALM-70B", []))
     assert "`LICENSE`" in "\n".join(license_note("", "x", ["LICENSE"]))
     assert "other" in "\n".join(card_lines(CardInfo(name="x", license_files=("LICENSE",))))
-
-
-def test_a_directory_that_is_no_export_is_refused(tmp_path: Path) -> None:
-    with refused("is not a Hugging Face directory"):
-        model_card_command(tmp_path, None)

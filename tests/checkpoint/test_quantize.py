@@ -21,7 +21,6 @@ from coalm_nemo.checkpoint.quantize import (
     QUANTIZED_KINDS,
     error_table,
     kind_of,
-    quantize_command,
     quantize_directory,
     write_quantized,
 )
@@ -213,12 +212,11 @@ def test_a_quantised_model_is_not_quantised_again(tmp_path: Path) -> None:
         quantize_directory(tmp_path / "fp8", tmp_path / "again")
 
 
-def test_the_command_prints_a_table_or_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_has_a_line_a_kind_of_weight(tmp_path: Path) -> None:
     hf = make_tiny_llama(tmp_path / "hf", num_layers=1)
-    quantize_command(hf, tmp_path / "one", "1GiB", as_json=False)
-    assert "| down_proj | 1 |" in capsys.readouterr().out
-    quantize_command(hf, tmp_path / "two", "1GiB", as_json=True)
-    assert len(json.loads(capsys.readouterr().out)["errors"]) == len(QUANTIZED_KINDS)
+    report = quantize_directory(hf, tmp_path / "one")
+    assert "| down_proj | 1 |" in "\n".join(error_table(report.errors))
+    assert len(report.errors) == len(QUANTIZED_KINDS)
 
 
 needs_compressed_tensors = pytest.mark.skipif(

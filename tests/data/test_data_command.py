@@ -10,23 +10,11 @@ from typing import Any
 
 import pytest
 
-from coalm_nemo import cli
 from coalm_nemo.errors import EXIT_USER_ERROR
 from tests.conftest import write_rows
+from tests.run_coalm import coalm
 
 END = "<|eot_id|>"
-
-
-def coalm(*words: str) -> int:
-    """Run the command here; its exit code."""
-    old, sys.argv = sys.argv, ["coalm", *words]
-    try:
-        cli.main()
-    except SystemExit as e:
-        return int(e.code or 0)
-    finally:
-        sys.argv = old
-    return 0
 
 
 @pytest.fixture
