@@ -192,10 +192,10 @@ def _adapt(
 
 def _add_to_output(linear: Any, args: tuple[Any, ...], output: Any) -> Any:
     result, bias = output
-    return result + linear.adapter(_input_of(linear, args[0]), result), bias
+    return result + linear.adapter(input_of_matrix(linear, args[0]), result), bias
 
 
-def _input_of(linear: Any, x: Tensor) -> Tensor:
+def input_of_matrix(linear: Any, x: Tensor) -> Tensor:
     """What the matrix sees. Transformer Engine fuses the norm into some layers; it is done once more for the adapter."""
     weight = getattr(linear, "layer_norm_weight", None)
     if weight is None:

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from types import FrameType
 from typing import Any
@@ -19,8 +20,10 @@ GRACE_S = 15.0
 """How long the others may live once a rank has failed: time to print why, not to hang in a collective."""
 
 
-def launch(run: RunConfig, nproc: int, platform: Platform) -> int:
+def launch(run: RunConfig, nproc: int, platform: Platform, worker: Callable[[RunConfig], int] | None = None) -> int:
     """Start the ranks, pass signals on to them, wait; the exit code of the first rank that failed, else 0.
+
+    A rank runs `worker` (training, if None), which gives its exit code.
 
     On CPU the ranks are forked from this process after its imports, which saves each of them the import of torch and
     megatron-core. CUDA does not survive a fork, so there they are started afresh.
@@ -29,7 +32,7 @@ def launch(run: RunConfig, nproc: int, platform: Platform) -> int:
         import_once()
     context: Any = multiprocessing.get_context("spawn" if platform.is_cuda else "fork")
     port = free_port()
-    ranks = [context.Process(target=_rank_main, args=(run, rank, nproc, port)) for rank in range(nproc)]
+    ranks = [context.Process(target=_rank_main, args=(run, rank, nproc, port, worker)) for rank in range(nproc)]
     for process in ranks:
         process.start()
     _pass_signals_on(ranks)
@@ -44,7 +47,7 @@ def import_once() -> None:
     import coalm_nemo.training.loop  # noqa: F401
 
 
-def _rank_main(run: RunConfig, rank: int, nproc: int, port: int) -> None:
+def _rank_main(run: RunConfig, rank: int, nproc: int, port: int, worker: Callable[[RunConfig], int] | None) -> None:
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -52,7 +55,7 @@ def _rank_main(run: RunConfig, rank: int, nproc: int, port: int) -> None:
     os.environ.update({k: str(v) for k, v in env.items()}, MASTER_ADDR="127.0.0.1")
     from coalm_nemo.training.worker import run_worker
 
-    code = run_worker(run)
+    code = (worker or run_worker)(run)
     os._exit(code) if code else None  # a failed rank must not wait for others in a destructor
 
 

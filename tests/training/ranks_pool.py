@@ -8,6 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -25,11 +26,20 @@ class RanksPool:
         import_once()
         self.context = multiprocessing.get_context("fork")
 
-    def train(self, config: RunConfig, nproc: int) -> list[int]:
-        """Exit code of each rank. Raises RuntimeError with what they printed if one dies or hangs."""
+    def train(
+        self,
+        config: RunConfig,
+        nproc: int,
+        worker: Callable[[RunConfig], int] | None = None,
+        fine: tuple[int, ...] = (),
+    ) -> list[int]:
+        """Exit code of each rank. Raises RuntimeError with what they printed if one dies or hangs.
+
+        A rank runs `worker` (training, if None); 1 is a crash unless it is among the codes that are `fine`.
+        """
         port = free_port()
         ranks: list[BaseProcess] = [
-            self.context.Process(target=_rank_main, args=(config, rank, nproc, port)) for rank in range(nproc)
+            self.context.Process(target=_rank_main, args=(config, rank, nproc, port, worker)) for rank in range(nproc)
         ]
         for process in ranks:
             process.start()
@@ -39,7 +49,7 @@ class RanksPool:
         for process in ranks:
             if process.is_alive():
                 process.kill()
-        if None in codes or 1 in codes or any(c is not None and c < 0 for c in codes):
+        if None in codes or (1 in codes and 1 not in fine) or any(c is not None and c < 0 for c in codes):
             raise RuntimeError(f"ranks ended with {codes}; they printed:\n{output(config)}")
         return [int(c) for c in codes if c is not None]
 
@@ -54,7 +64,7 @@ def log_file(config: RunConfig) -> Path:
     return directory.with_name(directory.name + ".log")
 
 
-def _rank_main(config: RunConfig, rank: int, nproc: int, port: int) -> None:
+def _rank_main(config: RunConfig, rank: int, nproc: int, port: int, worker: Callable[[RunConfig], int] | None) -> None:
     sys.stdout = sys.stderr = log_file(config).open("a", buffering=1)
     env = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": nproc, "LOCAL_WORLD_SIZE": nproc, "MASTER_PORT": port}
     os.environ.update({k: str(v) for k, v in env.items()}, MASTER_ADDR="127.0.0.1")
@@ -62,7 +72,7 @@ def _rank_main(config: RunConfig, rank: int, nproc: int, port: int) -> None:
 
     code = 1
     try:
-        code = run_worker(config)
+        code = (worker or run_worker)(config)
     except BaseException:
         import traceback
 

@@ -140,3 +140,26 @@ def test_blocks_that_a_rank_would_cut_are_refused(rows_file: Path, tiny_llama: P
         check_run(run, load_llama_config(tiny_llama), 2)
     run.parallel.tensor = 1
     check_run(run, load_llama_config(tiny_llama), 1)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_resume_on_another_layout(recipe: str, ranks_pool: Any, rows_file: Path, model: Path, tmp_path: Path) -> None:
+    """Delayed scaling's histories are in the checkpoint; without them the scales of step 3 would be others."""
+    words = ["schedule.name=constant", "checkpoint.save_interval_steps=2", "checkpoint.resume=true"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert ranks_pool.train(configure(model, rows_file, whole, recipe, *words), 1) == [0]
+    first = configure(model, rows_file, parts, recipe, *words, "train.steps=2")
+    assert ranks_pool.train(first, 1) == [0]
+    assert (parts / "checkpoints/step_00000002/fp8_state.safetensors").is_file() == (recipe == "delayed")
+    assert ranks_pool.train(configure(model, rows_file, parts, recipe, *words, *LAYOUTS["tp2_sp"][1]), 2) == [0, 0]
+    for (loss, norm), (other_loss, other_norm) in zip(curve(parts), curve(whole), strict=True):
+        assert loss == pytest.approx(other_loss, rel=0, abs=TOLERANCE)
+        assert norm == pytest.approx(other_norm, rel=1e-3)
+
+
+def test_delayed_scaling_is_calibrated(
+    singles: Any, ranks_pool: Any, rows_file: Path, model: Path, tmp_path: Path
+) -> None:
+    """With history, the first step is as near fp32 as current scaling's; at scale 1 gradients below e5m2's range vanish."""
+    exact, current, delayed = (singles[name][0][1] for name in ("", "current", "delayed"))
+    assert abs(delayed - exact) < 2 * abs(current - exact) + 1e-3 * exact
