@@ -10,6 +10,7 @@ import typer
 
 from coalm_nemo.config import RunConfig
 from coalm_nemo.errors import EXIT_USER_ERROR, UserError
+from coalm_nemo.evaluation.command import eval_app
 
 app = typer.Typer(
     help="Llama -> CoALM: a model that converses and calls tools.",
@@ -21,6 +22,16 @@ convert_app = typer.Typer(help="Hugging Face Llama <-> Megatron checkpoint.", no
 app.add_typer(convert_app, name="convert")
 data_app = typer.Typer(help="Training sets, built from their sources.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+slurm_app = typer.Typer(help="Jobs on a SLURM cluster.", no_args_is_help=True)
+app.add_typer(slurm_app, name="slurm")
+wandb_app = typer.Typer(help="What runs have logged for W&B.", no_args_is_help=True)
+app.add_typer(wandb_app, name="wandb")
+
+
+@wandb_app.callback()
+def wandb() -> None:
+    """Keeps `sync` a word of its own."""
+app.add_typer(eval_app, name="eval")
 
 
 def main() -> None:
@@ -50,7 +61,7 @@ def train(
     nproc: Annotated[int, typer.Option(min=0, help="Start this many ranks here (0: this process is one rank).")] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved run, check it, and stop.")] = False,
     gpus: Annotated[
-        int, typer.Option(min=0, help="With --dry-run: build each of this many ranks, without memory.")
+        int, typer.Option(help="With --dry-run: build each of this many ranks, without memory (0: the recipe's GPUs).")
     ] = 0,
 ) -> None:
     """Fine-tune.
@@ -71,7 +82,7 @@ def plan(
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[key=value ...]", help="Changes to the recipe.")
     ] = None,
-    gpus: Annotated[int, typer.Option(min=1, help="How many.")] = 8,
+    gpus: Annotated[int, typer.Option(help="How many.")] = 8,
     recipe: Annotated[str | None, typer.Option(help="A recipe by name.")] = None,
     model: Annotated[str, typer.Option(help="8b | 70b | 405b, or a Hugging Face directory.")] = "",
     gpu: Annotated[str, typer.Option(help="h100-80gb | h200-141gb.")] = "h100-80gb",
@@ -101,6 +112,38 @@ def plan(
         raise UserError("key=value changes go with --recipe")
     run = build_recipe(recipe, overrides or []) if recipe else None
     plan_command(request, run, top, as_json, picture, layout_of(run) if run else None, write)
+
+
+@app.command("fp8-check")
+def fp8_check(
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[key=value ...]", help="Changes to the recipe.")
+    ] = None,
+    recipe: Annotated[str, typer.Option(help="A recipe by name.")] = "coalm_demo",
+    config: Annotated[list[Path] | None, typer.Option(help="YAML of overrides; may be given more than once.")] = None,
+    precision: Annotated[str, typer.Option(help="fp8_current, fp8_emulated_current, ...; the recipe's, if none.")] = "",
+    baseline: Annotated[str, typer.Option(help="bf16 | fp32; by itself, what lies between the FP8 products.")] = "",
+    steps: Annotated[int, typer.Option(help="Steps of each run.")] = 200,
+    nproc: Annotated[int, typer.Option(min=0, help="Start this many ranks here (0: this process is one rank).")] = 0,
+    control: Annotated[bool, typer.Option(help="A third run that shows how much noise moves the loss.")] = True,
+    tolerance: Annotated[float, typer.Option(help="How much higher the FP8 loss may be, relative.")] = 0.01,
+    out: Annotated[Path | None, typer.Option(help="Default: fp8_check in the run's directory.")] = None,
+) -> None:
+    """Does FP8 train as well as the same run without it? Same base, rows and order; exit code 0 yes, 1 no.
+
+    Losses step by step, the gradients' cosine and the casts' error in every matrix, a verdict and a picture. Real FP8
+    needs Transformer Engine; emulated FP8 runs anywhere.
+
+    Example: coalm fp8-check --recipe coalm_8b --steps 200 model.checkpoint=ckpt/base data.train=sets/mine
+    """
+    from coalm_nemo.fp8_check.command import fp8_check_command
+
+    sys.exit(
+        fp8_check_command(
+            recipe, config or [], overrides or [], precision=precision, baseline=baseline, steps=steps, nproc=nproc,
+            control=control, tolerance=tolerance, out=out,
+        )
+    )  # fmt: skip
 
 
 @app.command()
@@ -286,15 +329,70 @@ def convert_verify(
     sys.exit(verify_command(hf, ckpt, logits, as_json))
 
 
+@slurm_app.command("env")
+def slurm_env(
+    cluster: Annotated[Path, typer.Argument(help="YAML of a cluster, such as configs/clusters/h100.yaml.")],
+) -> None:
+    """Print a cluster's settings as the shell file that the sbatch scripts read.
+
+    Example: coalm slurm env configs/clusters/h100.yaml > slurm/cluster.env
+    """
+    from coalm_nemo.cluster import load_cluster, shell_settings
+
+    print(shell_settings(load_cluster(cluster)), end="")
+
+
+@wandb_app.command("sync")
+def wandb_sync(
+    run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR ...", help="Directories of runs.")],
+    include_online: Annotated[
+        bool, typer.Option("--include-online", help="Also what starts that were online could not finish sending.")
+    ] = False,
+) -> None:
+    """Send what runs logged offline to W&B. All starts of a run directory, offline or online, are one W&B run.
+
+    The access key is WANDB_API_KEY, or that of `wandb login`. What is sent is marked, and not sent again.
+
+    Example: coalm wandb sync runs/coalm_8b
+    """
+    from coalm_nemo.training.wandb_sync import sync_command
+
+    sync_command(run_dirs, include_online)
+
+
 @app.command()
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False) -> None:
+def report(
+    directories: Annotated[
+        list[Path],
+        typer.Argument(metavar="DIR ...", help="Run directories, and directories of `coalm eval`."),
+    ],
+    out: Annotated[Path | None, typer.Option(help="HTML to write; DIR/report.html of the first if not given.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what the page shows as JSON; no page.")] = False,
+) -> None:
+    """One page of one or several runs: curves, throughput and memory against the plan, restarts, data, scores.
+
+    The page is one file, needs no network, and is made as well while a run goes on.
+
+    Example: coalm report runs/coalm_8b runs/coalm_8b_lora --out both.html
+    """
+    from coalm_nemo.report.command import report_command
+
+    report_command(directories, out, as_json)
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+    expect_cluster: Annotated[bool, typer.Option(help="Fail where a piece of GPU training is missing.")] = False,
+    expect_gpus: Annotated[int, typer.Option(min=0, help="The same, and where torch sees fewer GPUs.")] = 0,
+) -> None:
     """Say what is installed, what this machine can run, and how to get the rest. Exit code 0: the project can run here.
 
-    Example: coalm doctor
+    Example: coalm doctor --expect-cluster --expect-gpus 8
     """
     from coalm_nemo.doctor import doctor_command
 
-    sys.exit(doctor_command(as_json))
+    sys.exit(doctor_command(as_json, expect_cluster, expect_gpus))
 
 
 if __name__ == "__main__":

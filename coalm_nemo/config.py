@@ -165,6 +165,19 @@ class TrainSection:
 
 
 @dataclass
+class EvaluationSection:
+    """Calls and states that the model answers while it trains: greedily, on its own layout, without an export."""
+
+    every_steps: int = 0
+    """0: never; else every so many steps, and at the end."""
+    data: str = ""
+    """Held-out rows or a built set, as `data.validation`; a row counts if its last answer is a call or a state."""
+    rows: int = 64
+    """Only the first so many."""
+    max_new_tokens: int = 128
+
+
+@dataclass
 class OptimizerSection:
     """AdamW; weight decay skips norms and biases."""
 
@@ -217,6 +230,28 @@ class LoggingSection:
     wandb_project: str = "coalm"
     wandb_entity: str = ""
     wandb_name: str = ""
+    wandb_timeout_s: float = 90.0
+    """How long W&B may take to answer at the start; then the run logs offline. The training does not wait for it."""
+    wandb_finish_s: float = 60.0
+    """How long the end of the run waits for W&B to take what is left."""
+    loss_by_source: bool = True
+    """Log the loss of each source of a built set, where it has several."""
+
+
+@dataclass
+class HealthSection:
+    """What a run watches in itself."""
+
+    hang_factor: float = 20.0
+    """No step for this many median steps is a hang: every rank prints its stack and ends with exit code 5. 0: not watched."""
+    hang_floor_s: float = 300.0
+    """No shorter wait is a hang."""
+    hang_slow_s: float = 1800.0
+    """Longest time for the first step, a validation or a save."""
+    straggler_interval_steps: int = 50
+    """Every rank's own speed is compared this often; 0: never."""
+    straggler_ratio: float = 1.5
+    """A rank this many times slower than the median, three times in a row, is named."""
 
 
 @dataclass
@@ -231,10 +266,12 @@ class RunConfig:
     batch: BatchSection = field(default_factory=BatchSection)
     data: DataSection = field(default_factory=DataSection)
     train: TrainSection = field(default_factory=TrainSection)
+    evaluation: EvaluationSection = field(default_factory=EvaluationSection)
     optimizer: OptimizerSection = field(default_factory=OptimizerSection)
     schedule: ScheduleSection = field(default_factory=ScheduleSection)
     checkpoint: CheckpointSection = field(default_factory=CheckpointSection)
     logging: LoggingSection = field(default_factory=LoggingSection)
+    health: HealthSection = field(default_factory=HealthSection)
 
 
 def known_keys() -> list[str]:

@@ -94,14 +94,21 @@ class Diagnosis:
         return not any(f.stops_us for f in self.findings)
 
 
-def doctor_command(as_json: bool) -> int:
-    """Print the diagnosis; 0 if the project can run here, else 1."""
+def doctor_command(as_json: bool, expect_cluster: bool = False, expect_gpus: int = 0) -> int:
+    """Print the diagnosis; 0 if the project can run here (and what is expected is there), else 1."""
+    from coalm_nemo.cluster_pieces import missing_pieces, report
+
     diagnosis = diagnose()
+    expected = expect_cluster or expect_gpus > 0
+    missing = missing_pieces(diagnosis, expect_gpus) if expected else []
+    ok = diagnosis.ok and not missing
     if as_json:
-        print(json.dumps({"ok": diagnosis.ok, **asdict(diagnosis)}, indent=2))
-    else:
-        _print(diagnosis)
-    return 0 if diagnosis.ok else 1
+        print(json.dumps({"ok": ok, **asdict(diagnosis), **({"missing": missing} if expected else {})}, indent=2))
+        return 0 if ok else 1
+    _print(diagnosis)
+    if expected:
+        print(report(diagnosis, missing), file=sys.stderr)
+    return 0 if ok else 1
 
 
 def diagnose() -> Diagnosis:
@@ -202,7 +209,10 @@ def wanted(distribution: str) -> str:
     return ""
 
 
-def _wrong_version(distribution: str, version: str) -> str:
+def wrong_version(distribution: str, version: str) -> str:
+    """The versions that coalm_nemo asks for, if `version` is none of them, else empty. A pre-release is as good as its
+    number says: NVIDIA's torch is one (2.10.0a0+...).
+    """
     from packaging.specifiers import SpecifierSet
 
     asked = wanted(distribution)
@@ -225,7 +235,7 @@ def _torch(torch: Torch) -> Finding:
         return Finding("torch", BROKEN, torch.version, torch.error, "pip install --force-reinstall torch")
     if not torch.version:
         return Finding("torch", MISSING, "", "nothing can be trained", INSTALL)
-    if asked := _wrong_version("torch", torch.version):
+    if asked := wrong_version("torch", torch.version):
         return Finding("torch", BROKEN, torch.version, f"coalm_nemo wants {asked}", INSTALL)
     return Finding("torch", FOUND, torch.version, f"built for CUDA {torch.cuda}" if torch.cuda else "a CPU build")
 
@@ -237,7 +247,7 @@ def _package(name: str, module: str, use: str) -> Finding:
     if directory is None or not any(directory.glob("*.py")):
         meaning = "its metadata is there, its files are not"
         return Finding(name, BROKEN, version, meaning, f"pip install --force-reinstall {name}")
-    if version and (asked := _wrong_version(name, version)):
+    if version and (asked := wrong_version(name, version)):
         return Finding(name, BROKEN, version, f"coalm_nemo wants {asked}", f"pip install '{name}{asked}'")
     return Finding(name, FOUND, version or "unknown", use)
 

@@ -40,17 +40,17 @@ class Platform:
             raise UserError(f"optimizer.moments={moments} needs Transformer Engine, and this run is on {self.name}")
 
     def device(self, local_rank: int) -> torch.device:
-        """The device of this process."""
+        """The device of this process. A launcher may show each rank all GPUs of the node, or its own one alone."""
         import torch
 
-        return torch.device("cuda", local_rank) if self.is_cuda else torch.device("cpu")
+        return torch.device("cuda", local_rank % torch.cuda.device_count()) if self.is_cuda else torch.device("cpu")
 
     def activate(self, local_rank: int) -> None:
         """Make this process ready for Megatron: bind the GPU, or install the CPU layer. Before megatron builds anything."""
         import torch
 
         if self.is_cuda:
-            torch.cuda.set_device(local_rank)
+            torch.cuda.set_device(self.device(local_rank))
             return
         from coalm_nemo.cpu_compat import install
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from coalm_nemo.config import RunConfig
 from coalm_nemo.errors import UserError
 from coalm_nemo.models.llama import LlamaConfig
+from coalm_nemo.provenance import SECRET
 
 CHOICES = {
     "run.platform": ("auto", "cpu", "cuda"),
@@ -38,12 +39,17 @@ LORA_TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 AT_LEAST_ONE = (
     "parallel.tensor", "parallel.pipeline", "parallel.virtual_pipeline", "parallel.context",
     "batch.global_size", "batch.micro_size", "train.seq_len_tokens", "data.pack_multiple", "checkpoint.keep_last",
-    "logging.console_interval_steps", "precision.amax_history_len",
+    "logging.console_interval_steps", "precision.amax_history_len", "evaluation.rows", "evaluation.max_new_tokens",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "train.steps", "train.epochs", "train.eval_interval_steps", "optimizer.lr", "optimizer.min_lr",
     "optimizer.weight_decay", "optimizer.clip_grad", "schedule.warmup_ratio", "checkpoint.save_interval_steps",
     "checkpoint.milestone_interval_steps", "data.validation_fraction", "run.seed",
+    "health.hang_factor", "health.straggler_interval_steps", "evaluation.every_steps",
+)  # fmt: skip
+ABOVE_ZERO = (
+    "health.hang_floor_s", "health.hang_slow_s", "health.straggler_ratio", "logging.wandb_timeout_s",
+    "logging.wandb_finish_s",
 )  # fmt: skip
 
 
@@ -104,10 +110,20 @@ def _check_values(run: RunConfig) -> None:
     for key in ("optimizer.beta1", "optimizer.beta2", "data.validation_fraction", "schedule.warmup_ratio"):
         if not 0 <= _number(run, key) < 1:
             raise UserError(f"{key} is {_value(run, key)}; it must be at least 0 and below 1")
+    for key in ABOVE_ZERO:
+        if not _number(run, key) > 0:
+            raise UserError(f"{key} is {_value(run, key)}; it must be above 0")
+    if secret := next((name for name in run.run.environment if SECRET.search(name)), None):
+        raise UserError(
+            f"run.environment names {secret}, which looks like a key; the configuration is written into the run directory: "
+            "export it in the shell instead"
+        )
     _check_lora(run)
     _check_fp8(run)
     if run.optimizer.min_lr > run.optimizer.lr:
         raise UserError(f"optimizer.min_lr ({run.optimizer.min_lr}) is above optimizer.lr ({run.optimizer.lr})")
+    if run.evaluation.every_steps and not run.evaluation.data:
+        raise UserError("evaluation.every_steps needs evaluation.data, held-out rows whose answers are calls or states")
     if not run.train.steps and not run.train.epochs:
         raise UserError("both train.steps and train.epochs are 0; set one of them")
     if run.train.steps and run.schedule.warmup_steps > run.train.steps:

@@ -7,7 +7,10 @@ from recipes.cluster import full_sft, lora, paper, unpacked
 
 
 def coalm_8b() -> RunConfig:
-    """Full fine-tuning on 8 H100: TP2, and data parallelism over the rest."""
+    """Full fine-tuning on 8 H100: TP2, and data parallelism over the rest.
+
+    TP1 is planned 2 % faster, which is within the planner's error, and leaves 25 GiB less for longer sequences.
+    """
     run = full_sft("8b")
     run.parallel.tensor = 2
     run.batch.global_size = 32
@@ -15,7 +18,7 @@ def coalm_8b() -> RunConfig:
 
 
 def coalm_8b_lora() -> RunConfig:
-    """Adapters on 1 to 8 H100."""
+    """Adapters on 1, 2, 4 or 8 H100, each with the whole model."""
     run = lora(coalm_8b())
     run.parallel.tensor = 1
     return run

@@ -10,7 +10,7 @@
 #SBATCH --output=logs/%x-%j.log
 
 RECIPE=preflight
-source slurm/common.sh || {
+source slurm/lib.sh || {
     echo "submit from the root of the repository: sbatch slurm/preflight.sh" >&2
     exit 2
 }

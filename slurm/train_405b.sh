@@ -15,7 +15,7 @@
 #SBATCH --output=logs/%x-%j.log
 
 RECIPE=${RECIPE:-coalm_405b}
-source slurm/common.sh || {
+source slurm/lib.sh || {
     echo "submit from the root of the repository: sbatch slurm/train_405b.sh" >&2
     exit 2
 }

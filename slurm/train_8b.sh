@@ -14,7 +14,7 @@
 #SBATCH --output=logs/%x-%j.log
 
 RECIPE=${RECIPE:-coalm_8b}
-source slurm/common.sh || {
+source slurm/lib.sh || {
     echo "submit from the root of the repository: sbatch slurm/train_8b.sh" >&2
     exit 2
 }

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from coalm_nemo import doctor
+from coalm_nemo.cluster_pieces import missing_pieces
 from coalm_nemo.doctor import BROKEN, FOUND, MISSING, Finding, Gpu, Torch
 
 H100 = Gpu("NVIDIA H100 80GB HBM3", 79.6, (9, 0))
@@ -250,3 +251,78 @@ def test_wandb(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     assert machine.finding("W&B").meaning.startswith("logged in")
     machine.versions["wandb"] = None
     assert machine.finding("W&B").state == MISSING
+
+
+NGC_TORCH = {"version": "2.10.0a0+b4e4ee81d3.nv25.12", "cuda": "13.1", "nccl": "2.28.9"}
+
+
+def cluster(machine: Machine, **torch: Any) -> None:
+    """What NVIDIA's image has."""
+    machine.torch(**NGC_TORCH | torch)
+    machine.install("transformer-engine", "2.12.0+5671fd36", "transformer_engine")
+    machine.install("apex", "0.1", "apex", "multi_tensor_apply")
+    machine.install("amp_C", "0.1", "amp_C")
+
+
+def test_a_laptop_is_told_each_piece_of_a_cluster(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    machine.torch()
+    for distribution, module in (("transformer-engine", "transformer_engine"), ("apex", "apex")):
+        machine.without(distribution, module)
+    assert doctor.doctor_command(as_json=False, expect_cluster=True) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(": ")[1] for line in lines] == [
+        "NCCL is missing",
+        "Transformer Engine is missing",
+        "Apex is missing",
+    ]
+    assert all(line.startswith("coalm doctor: ") and line.endswith(".") for line in lines)
+    assert doctor.doctor_command(as_json=False) == 0
+
+
+def test_a_clusters_image_without_a_gpu(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    cluster(machine)
+    assert doctor.doctor_command(as_json=False, expect_cluster=True) == 0
+    assert "No GPU is seen here, so none was loaded" in capsys.readouterr().err
+
+
+def test_a_clusters_node(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    cluster(machine, gpus=(H100,) * 8)
+    assert doctor.doctor_command(as_json=False, expect_gpus=8) == 0
+    assert capsys.readouterr().err == "coalm doctor: the cluster's pieces are all there, and load.\n"
+    assert doctor.doctor_command(as_json=True, expect_gpus=9) == 1
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["ok"] is False and len(answer["missing"]) == 1
+    assert answer["missing"][0].startswith("torch sees 8 of 9 GPUs: NVIDIA H100")
+
+
+def test_gpus_that_the_container_does_not_see(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    cluster(machine)
+    assert doctor.doctor_command(as_json=False, expect_gpus=8) == 1
+    assert "torch sees 0 of 8 GPUs: training runs on the CPU" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("distribution", "version", "sentence"),
+    [
+        ("transformer-engine", "2.9.0+abc", "Transformer Engine is 2.9.0+abc: coalm_nemo wants >=2.12."),
+        ("megatron-core", "0.15.0", "megatron-core is broken: coalm_nemo wants ==0.16.*."),
+        ("megatron-core", "0.16.0rc0+abc", ""),
+    ],
+)
+def test_a_cluster_of_other_versions(machine: Machine, distribution: str, version: str, sentence: str) -> None:
+    cluster(machine)
+    machine.versions[distribution] = version
+    assert missing_pieces(doctor.diagnose()) == [sentence][: bool(sentence)]
+
+
+def test_a_piece_that_does_not_load(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster(machine, gpus=(H100,))
+    monkeypatch.setattr(doctor, "import_error", lambda name: "ImportError: undefined symbol: _ZN3c10")
+    sentences = missing_pieces(doctor.diagnose())
+    assert sentences[0] == "Transformer Engine is broken: ImportError: undefined symbol: _ZN3c10."
+    assert [s.split(" is ")[0] for s in sentences] == ["Transformer Engine", "Apex"]
+
+
+def test_a_torch_of_the_wrong_version_is_told_once(machine: Machine) -> None:
+    cluster(machine, version="2.5.0a0+nv")
+    assert missing_pieces(doctor.diagnose()) == ["torch is broken: coalm_nemo wants >=2.6."]

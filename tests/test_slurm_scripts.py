@@ -1,4 +1,4 @@
-"""The functions of slurm/common.sh, with programs of SLURM that only say how they were called."""
+"""The functions of slurm/lib.sh, with programs of SLURM that only say how they were called."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STATE = {"squeue": "echo $STATE", "scontrol": 'echo "scontrol $*"', "srun": 'ech
 def bash(
     tmp_path: Path, script: str, settings: str = "", *, history: str = "", **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    """`script` after common.sh, as job 7 on 2 nodes of 8 ranks and 104 CPUs."""
+    """`script` after lib.sh, as job 7 on 2 nodes of 8 ranks and 104 CPUs."""
     for name, line in STATE.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{line}\n")
         (tmp_path / name).chmod(0o755)
@@ -33,7 +33,7 @@ def bash(
     own = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
     own |= JOB | NODE | {"PATH": f"{tmp_path}:{own['PATH']}", "RECIPE": "coalm_8b", "STATE": "RUNNING"}
     own |= {"CLUSTER_ENV": str(tmp_path / "cluster.env"), "RUN_DIR": str(run_dir)} | variables
-    words = ["bash", "-c", f"source slurm/common.sh\n{script}"]
+    words = ["bash", "-c", f"source slurm/lib.sh\n{script}"]
     return subprocess.run(words, cwd=ROOT, env=own, capture_output=True, text=True, check=False)
 
 

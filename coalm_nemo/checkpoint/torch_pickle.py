@@ -109,11 +109,19 @@ def _rebuild_tensor(storage: tuple[str, int], offset: int, shape: Any, strides: 
     return TensorRecord(storage[0], storage[1], offset, tuple(shape), tuple(strides))
 
 
+def _enum_member(kind: Any, name: str) -> Record:
+    """Python 3.11.0 to 3.11.3 (Debian 12) pickle a member as `getattr(class, name)`, the others as `class(value)`."""
+    if not (isinstance(kind, type) and issubclass(kind, Record)):
+        raise TypeError(f"getattr of {kind!r}")
+    return kind(name)
+
+
 _FUNCTIONS: dict[tuple[str, str], Callable[..., Any]] = {
     ("torch", "Size"): lambda dims=(): tuple(dims),
     ("torch.serialization", "_get_layout"): lambda name: name,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
     ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
+    ("builtins", "getattr"): _enum_member,
     ("collections", "OrderedDict"): dict,
     ("pathlib", "PosixPath"): lambda *parts: "/".join(parts),
     ("pathlib", "PurePosixPath"): lambda *parts: "/".join(parts),

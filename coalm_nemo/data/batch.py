@@ -51,14 +51,32 @@ class MicroBatch:
     """int64 [b, s]"""
     packed_seq_params: Any = None
     """megatron-core PackedSeqParams over the whole (not cut) sequence, when packed."""
+    sources: Tensor | None = None
+    """int64 [b, s]: which source the position's row came from, where that is logged"""
+    source_count: int = 0
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where rows came from."""
+
+    names: tuple[str, ...]
+    of_row: np.ndarray
+    """Index into `names`, [N]"""
 
 
 def build_micro_batch(
-    rows: RowSet, items: list[list[int]], length: int, shape: Shape, device: torch.device
+    rows: RowSet,
+    items: list[list[int]],
+    length: int,
+    shape: Shape,
+    device: torch.device,
+    sources: Sources | None = None,
 ) -> MicroBatch:
     """`items`: for every sequence of the micro-batch the rows it holds (one, unless packed; none: all padding)."""
-    sequences = [_lay_sequence(rows, group, length, shape) for group in items]
-    arrays = {name: np.stack([s[name] for s in sequences]) for name in ("tokens", "labels", "mask", "positions")}
+    sequences = [_lay_sequence(rows, group, length, shape, sources) for group in items]
+    names = ("tokens", "labels", "mask", "positions", *(["sources"] if sources else []))
+    arrays = {name: np.stack([s[name] for s in sequences]) for name in names}
     edges = sequences[0]["edges"]
     if shape.context_size > 1:
         bounds = list(zip(edges[:-1], edges[1:], strict=True)) if shape.packed else [(0, length)]
@@ -66,11 +84,22 @@ def build_micro_batch(
         arrays = {name: array[:, mine] for name, array in arrays.items()}
     put = {name: torch.from_numpy(array).to(device, non_blocking=True) for name, array in arrays.items()}
     packed = _packed_seq_params(edges, device) if shape.packed else None
-    return MicroBatch(put["tokens"], put["labels"], put["mask"], put["positions"], packed)
+    return MicroBatch(
+        put["tokens"],
+        put["labels"],
+        put["mask"],
+        put["positions"],
+        packed,
+        put.get("sources"),
+        len(sources.names) if sources else 0,
+    )
 
 
-def _lay_sequence(rows: RowSet, group: list[int], length: int, shape: Shape) -> dict[str, Any]:
+def _lay_sequence(
+    rows: RowSet, group: list[int], length: int, shape: Shape, sources: Sources | None = None
+) -> dict[str, Any]:
     """Rows side by side from the left, the rest padding. `edges` are the rows' boundaries, the padding a row too."""
+    source = np.zeros(length, dtype=np.int64)
     tokens, labels = np.zeros(length, dtype=np.int64), np.zeros(length, dtype=np.int64)
     mask, positions = np.zeros(length, dtype=np.float32), np.zeros(length, dtype=np.int64)
     edges = [0]
@@ -82,12 +111,14 @@ def _lay_sequence(rows: RowSet, group: list[int], length: int, shape: Shape) -> 
         tokens[start : start + n] = ids[:-1]
         labels[start : start + n] = ids[1:]
         mask[start : start + n] = targets[1:]
+        if sources:
+            source[start : start + n] = sources.of_row[index]
         padded = -(-n // shape.row_multiple) * shape.row_multiple
         positions[start : start + padded] = np.arange(padded)
         edges.append(start + padded)
     if edges[-1] < length:
         edges.append(length)
-    return {"tokens": tokens, "labels": labels, "mask": mask, "positions": positions, "edges": edges}
+    return {"tokens": tokens, "labels": labels, "mask": mask, "positions": positions, "edges": edges, "sources": source}
 
 
 def _packed_seq_params(edges: list[int], device: torch.device) -> Any:

@@ -49,10 +49,9 @@ def run_own_demo(base: Path, data: Path, out: Path, nproc: int, overrides: list[
 
 def answers(hf_dir: Path, rows: list[Row]) -> list[str]:
     """Greedy answers of a Hugging Face directory to each row's last prompt."""
-    from coalm_nemo.demo.score import generate, load_model
+    from coalm_nemo.demo.score import answer_rows
 
-    model, tokenizer = load_model(hf_dir)
-    return generate(model, tokenizer, [r.messages[:-1] for r in rows], batch_size=8)
+    return answer_rows(hf_dir, [r.messages[:-1] for r in rows], batch_size=8)
 
 
 def gold(row: Row) -> str:

@@ -1,4 +1,4 @@
-"""Score a Hugging Face directory on the demo's held-out dialogues, with plain `transformers` and greedy decoding."""
+"""Score a Hugging Face directory on the demo's held-out dialogues, greedily, with the generation of `coalm eval`."""
 
 from __future__ import annotations
 
@@ -6,14 +6,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from coalm_nemo.demo.answers import parse_action, parse_call_list, parse_state, same, same_call
 from coalm_nemo.demo.rows import TaggedRow, held_out_rows, to_messages
 from coalm_nemo.demo.values import Split
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 HELD_OUT: tuple[Split, ...] = ("combinations", "words", "names")
 SCORED_KINDS = ("state", "action", "refusal", "single")
@@ -72,52 +69,20 @@ def score_directory(
     hf_dir: Path, items: Sequence[TaggedRow], items_path: Path | None = None, batch_size: int = 64
 ) -> dict[Split, SplitScore]:
     """Load the model, answer every item, and tally. `items_path` gets one JSON line an item."""
-    model, tokenizer = load_model(hf_dir)
-    answers = generate(model, tokenizer, [to_messages(i.row)[:1] for i in items], batch_size)
+    answers = answer_rows(hf_dir, [to_messages(i.row)[:1] for i in items], batch_size)
     scored = [judge(item, answer) for item, answer in zip(items, answers, strict=True)]
     if items_path is not None:
         items_path.write_text("".join(json.dumps(vars(s)) + "\n" for s in scored), encoding="utf-8")
     return tally(scored)
 
 
-def load_model(hf_dir: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model in fp32 on the CPU, and its tokenizer, padding on the left as generation needs it."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
+def answer_rows(hf_dir: Path, chats: Sequence[list[dict[str, str]]], batch_size: int = 64) -> list[str]:
+    """The model's greedy answers to the chats, in fp32 on the CPU: the same figures on every machine."""
+    from coalm_nemo.evaluation.base import Prompt
+    from coalm_nemo.evaluation.local_model import LocalModel
 
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-
-    tokenizer = AutoTokenizer.from_pretrained(hf_dir, padding_side="left")
-    return AutoModelForCausalLM.from_pretrained(hf_dir, dtype=torch.float32).eval(), tokenizer
-
-
-def generate(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    chats: Sequence[list[dict[str, str]]],
-    batch_size: int = 64,
-    max_new_tokens: int = MAX_NEW_TOKENS,
-) -> list[str]:
-    """Greedy answers to the chats, in their order. Chats of like length share a batch, so that little is padding."""
-    import torch
-
-    prompts = [tokenizer.apply_chat_template(c, tokenize=False, add_generation_prompt=True) for c in chats]
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    answers = [""] * len(prompts)
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
-        inputs = tokenizer([prompts[i] for i in batch], return_tensors="pt", padding=True, add_special_tokens=False)
-        with torch.inference_mode():
-            out = model.generate(  # type: ignore[operator]
-                input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], do_sample=False,
-                max_new_tokens=max_new_tokens, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-            )  # fmt: skip
-        texts = tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        for i, text in zip(batch, texts, strict=True):
-            answers[i] = text.strip()
-    return answers
+    model = LocalModel(hf_dir, batch_size=batch_size, dtype="fp32", device="cpu")
+    return model.answer([Prompt(chat, gold="", max_new_tokens=MAX_NEW_TOKENS) for chat in chats])
 
 
 def judge(item: TaggedRow, answer: str) -> ScoredItem:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from coalm_nemo.config import RunConfig
 from coalm_nemo.errors import UserError
-from coalm_nemo.planning.estimate import SPARE_GB, Estimate, estimate
+from coalm_nemo.models.llama import LlamaConfig
+from coalm_nemo.planning.estimate import Estimate, estimate
 from coalm_nemo.planning.explain import why, why_others
 from coalm_nemo.planning.hardware import GIB, find_gpu
 from coalm_nemo.planning.job import Job, Layout
 from coalm_nemo.planning.legality import check_legal, parse_layout
+from coalm_nemo.planning.memory import Parts, stage_memory
+from coalm_nemo.planning.page import nothing_fits, page, parts_table, time_table
 from coalm_nemo.planning.search import Found, search
 from coalm_nemo.planning.shapes import find_shape
 
@@ -61,41 +64,72 @@ def plan_command(
     """
     if top < 1:
         raise UserError(f"--top is {top}; it must be at least 1")
+    if picture and picture.suffix.lower() != ".png":
+        raise UserError(f"--picture {picture} must end in .png")
     job = make_job(request, run)
     found = plan_one(job, request) if request.layout else search(job, base, request.micro_batch)
     listed = (found.fitting + found.too_large)[:1] if request.layout else found.fitting[:top]
     if not listed:
-        raise UserError(_nothing_fits(job, found))
+        raise UserError(nothing_fits(job, found))
     if as_json:
         print(json.dumps([as_dict(e, listed[0]) for e in listed], indent=2))
     else:
-        print("\n".join([*page(job, listed), *([] if request.layout else ["", *why_others(found, len(listed))])]))
+        lines = [*page(job, listed), *([] if request.layout else ["", *why_others(found, len(listed))])]
+        print("\n".join([*lines, "", *parts_table(listed[0]), "", *time_table(listed[0])]))
     if picture:
         from coalm_nemo.planning.picture import draw_plan
 
         draw_plan(listed, picture)
     if write:
-        write.write_text(overrides_of(listed[0]), encoding="utf-8")
+        _write(write, overrides_of(listed[0]))
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all. Raises UserError where it cannot be written."""
+    aside = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_text(text, encoding="utf-8")
+        os.replace(aside, path)
+    except OSError as e:
+        raise UserError(f"{path} cannot be written ({e.strerror})") from e
+
+
+def changes_of(best: Estimate) -> dict[str, object]:
+    """The layout as settings of a RunConfig."""
+    layout, values = best.layout, {}
+    for name in ("tensor", "pipeline", "virtual_pipeline", "context", "sequence", "count_embedding_and_loss"):
+        values[f"parallel.{name}"] = getattr(layout, name)
+    values["parallel.distributed_optimizer"] = layout.distributed_optimizer
+    if not layout.distributed_optimizer:
+        values["parallel.overlap_param_gather"] = False
+    if layout.context > 1:  # every row is cut into 2 x context parts
+        values["data.pack_multiple"] = max(4, 2 * layout.context)
+    values |= {"batch.global_size": best.job.global_batch, "batch.micro_size": layout.micro_batch}
+    values |= {"train.recompute": layout.recompute, "optimizer.moments": "bf16" if layout.moment_bytes == 2 else "fp32"}
+    return values | ({"precision.fp8_params": layout.fp8_params} if best.job.precision == "fp8" else {})
 
 
 def overrides_of(best: Estimate) -> str:
     """The layout as the YAML that changes a recipe to it: what `--gpus 256` makes of a recipe for 128."""
-    layout = best.layout
-    parallel = ("tensor", "pipeline", "virtual_pipeline", "context", "sequence", "count_embedding_and_loss")
-    lines = [
-        f"# {layout.short()} on {best.job.gpus} {best.job.gpu.name}: {best.tokens_per_s_per_gpu:.0f} tokens/s/GPU predicted"
-    ]
-    lines += ["parallel:", *(f"  {name}: {str(getattr(layout, name)).lower()}" for name in parallel)]
-    lines += ["batch:", f"  global_size: {best.job.global_batch}", f"  micro_size: {layout.micro_batch}"]
-    lines += ["train:", f"  recompute: {layout.recompute}"]
-    lines += ["optimizer:", f"  moments: {'bf16' if layout.moment_bytes == 2 else 'fp32'}"]
+    rate = f"{best.tokens_per_s_per_gpu:.0f} tokens/s/GPU predicted"
+    lines, section = [f"# {best.layout.short()} on {best.job.gpus} {best.job.gpu.name}: {rate}"], ""
+    for key, value in changes_of(best).items():
+        if key.split(".")[0] != section:
+            section = key.split(".")[0]
+            lines.append(f"{section}:")
+        lines.append(f"  {key.split('.')[1]}: {str(value).lower()}")
     return "\n".join(lines) + "\n"
 
 
-def make_job(request: PlanRequest, run: RunConfig | None = None) -> Job:
-    """The job that the words, the recipe and the defaults make together. Raises UserError for unknown names."""
+def make_job(request: PlanRequest, run: RunConfig | None = None, llama: LlamaConfig | None = None) -> Job:
+    """The job that the words, the recipe and the defaults make together; `llama`: the model, where it is at hand.
+
+    Raises UserError for unknown names.
+    """
     run = run or _defaults()
-    name, shape = find_shape(request.model or run.model.hf_path or run.model.shape)
+    wanted = request.model or run.model.hf_path or run.model.shape
+    name, shape = (Path(wanted).name, llama) if llama else find_shape(wanted)
     precision = request.precision or run.precision.dtype
     return Job(
         model=shape,
@@ -103,12 +137,13 @@ def make_job(request: PlanRequest, run: RunConfig | None = None) -> Job:
         global_batch=request.global_batch or run.batch.global_size,
         seq_len_tokens=request.seq_len_tokens or run.train.seq_len_tokens,
         task=_task(request, run),
-        precision="fp8" if precision.startswith("fp8") else precision,
+        precision="fp8" if precision.startswith("fp8") and "emulated" not in precision else precision,
         gpu=find_gpu(request.gpu),
         attended_tokens=request.attended_tokens,
         lora_rank=request.lora_rank or run.lora.rank or DEFAULT_LORA_RANK,
         lora_targets=request.lora_targets or _lora_targets(request, run),
         name=name,
+        packed=run.data.packing,
     )
 
 
@@ -116,6 +151,7 @@ def _defaults() -> RunConfig:
     """What a plan without a recipe assumes."""
     run = RunConfig()
     run.precision.dtype, run.batch.global_size, run.train.seq_len_tokens = "fp8", 64, 4096
+    run.data.packing = True
     return run
 
 
@@ -130,8 +166,7 @@ def _task(request: PlanRequest, run: RunConfig) -> str:
 
 def _lora_targets(request: PlanRequest, run: RunConfig) -> str:
     """qkv as published runs have it where --task names LoRA, else what the recipe trains."""
-    only_qkv = bool(run.lora.rank) and set(run.lora.targets) <= {"q", "k", "v"}
-    return "qkv" if request.task == "lora" or only_qkv else "all"
+    return "qkv" if request.task == "lora" else ",".join(run.lora.targets)
 
 
 def plan_one(job: Job, request: PlanRequest) -> Found:
@@ -140,7 +175,7 @@ def plan_one(job: Job, request: PlanRequest) -> Found:
     layout = parse_layout(request.layout, base, job.model)
     check_legal(job, layout)
     one = estimate(job, layout)
-    return Found(fitting=[one]) if one.spare >= SPARE_GB * GIB else Found(too_large=[one])
+    return Found(fitting=[one]) if one.fits else Found(too_large=[one])
 
 
 def layout_of(run: RunConfig) -> Layout:
@@ -159,6 +194,11 @@ def layout_of(run: RunConfig) -> Layout:
         fp8_params=run.precision.fp8_params,
         gradient_bytes=2 if run.precision.gradients == "bf16" else 4,
         moment_bytes=2 if run.optimizer.moments == "bf16" else 4,
+        bf16_layers_at_start=run.precision.bf16_layers_at_start,
+        bf16_layers_at_end=run.precision.bf16_layers_at_end,
+        fp8_weight_gradients=run.precision.fp8_weight_gradients,
+        overlap_grad_reduce=parallel.overlap_grad_reduce,
+        overlap_param_gather=parallel.overlap_param_gather,
     )
 
 
@@ -177,8 +217,9 @@ def as_dict(e: Estimate, best: Estimate) -> dict[str, Any]:
         "memory_worst_stage": e.memory.worst_stage,
         "memory_reserve_gb": round(e.memory.worst.reserve / GIB, 2),
         "memory_spare_gb": round(e.spare / GIB, 2),
-        "fits": e.spare >= SPARE_GB * GIB,
-        "memory_parts_gb": {k: round(v / GIB, 2) for k, v in asdict(e.memory.worst).items()},
+        "fits": e.fits,
+        "memory_parts_gb": _in_gib(e.memory.worst),
+        "memory_stages_gb": {str(s): _in_gib(stage_memory(e.job, e.layout, s)) for s in range(e.layout.pipeline)},
         "time_parts_s": {k: round(v, 4) for k, v in asdict(e.time).items()},
         "mfu_causal": round(causal, 4),
         "mfu_full": round(full, 4),
@@ -188,36 +229,5 @@ def as_dict(e: Estimate, best: Estimate) -> dict[str, Any]:
     }
 
 
-def page(job: Job, listed: Sequence[Estimate]) -> Iterator[str]:
-    """The plan as lines: what was asked, and a table."""
-    yield (
-        f"{job.name} {job.task} {job.precision} on {job.gpus} {job.gpu.name}: {job.global_batch} sequences of "
-        f"{job.seq_len_tokens} tokens a step; memory in GiB on the fullest stage of {job.gpu.memory / GIB:.1f}"
-    )
-    yield ""
-    names = [e.layout.short() for e in listed]
-    width = max(map(len, names))
-    yield f"{'layout':<{width}}  tokens/s/GPU  step s bubble memory spare         epoch  why"
-    for name, e in zip(names, listed, strict=True):
-        hours = e.epoch_gpu_hours
-        yield (
-            f"{name:<{width}}  {e.tokens_per_s_per_gpu:>12.0f} {e.time.total:>7.2f} {e.bubble_fraction:>6.1%} "
-            f"{e.memory.worst.total / GIB:>6.1f} {e.spare / GIB:>5.1f} {hours / job.gpus:>5.2f}h {hours:>4.0f}GPUh  "
-            f"{why(e, listed[0])}"
-        )
-
-
-def _nothing_fits(job: Job, found: Found) -> str:
-    """One sentence: what is nearest, or why nothing is legal."""
-    where = f"{job.gpus} {job.gpu.name}"
-    if found.too_large:
-        nearest = max(found.too_large, key=lambda e: e.spare)
-        return (
-            f"no layout of {job.name} fits on {where} with {SPARE_GB:g} GB to spare; the nearest, "
-            f"{nearest.layout.short()}, {why(nearest, nearest)}: use more GPUs, LoRA or shorter sequences"
-        )
-    rule = found.illegal.most_common(1)[0][0] if found.illegal else "nothing divides"
-    return (
-        f"no layout of {job.name} is legal on {where} with a global batch of {job.global_batch} ({rule}); "
-        "change --gpus or --global-batch"
-    )
+def _in_gib(parts: Parts) -> dict[str, float]:
+    return {k: round(v / GIB, 2) for k, v in asdict(parts).items()}

@@ -6,14 +6,14 @@ step. Ranks are laid out as Megatron lays them out: tensor fastest, then context
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from coalm_nemo.planning.constants import Constants
 from coalm_nemo.planning.flops import job_forward_flops, linear_parameters, lora_widths
 from coalm_nemo.planning.hardware import GPUS_PER_NODE
 from coalm_nemo.planning.job import Job, Layout
-from coalm_nemo.planning.memory import stage_parameters
-from coalm_nemo.planning.pipeline import chunk_layers
+from coalm_nemo.planning.memory import fp8_linear, stage_parameters
+from coalm_nemo.planning.pipeline import chunk_bf16_layers, chunk_layers, deciding_stages
 
 LAUNCH_FLOOR_S = 0.0005
 """Host time to launch one layer's forward kernels without CUDA graphs (some 50 launches); backward twice that. Assumed;
@@ -62,36 +62,48 @@ class LayerTime:
     def total(self) -> float:
         return self.linear + self.attention + self.elementwise + self.tensor_comm + self.context_comm
 
+    def times(self, count: float, other: LayerTime, others: float) -> LayerTime:
+        """Of `count` layers like this and `others` like the other."""
+        names = [f.name for f in fields(self)]
+        return LayerTime(*(count * getattr(self, n) + others * getattr(other, n) for n in names))
+
 
 def step_time(job: Job, layout: Layout, constants: Constants) -> StepTime:
     """Seconds of a step."""
-    layer = layer_time(job, layout, constants)
+    layer, bf16 = layer_time(job, layout, constants), layer_time(replace(job, precision="bf16"), layout, constants)
     head, head_wgrad = _head_seconds(job, layout, constants)
     hand_over = constants.pipeline_exposed * _pipeline_seconds(job, layout)
     overhead = 2 * layout.virtual_pipeline * constants.pass_overhead_s
     m, p = layout.micro_batches(job), layout.pipeline
-    mean = (job.model.num_layers * layer.total + head) / p + overhead + hand_over
+    ends = min(layout.bf16_layers_at_start + layout.bf16_layers_at_end, job.model.num_layers)
+    whole = layer.times(job.model.num_layers - ends, bf16, ends)
+    mean = (whole.total + head) / p + overhead + hand_over
     bubble = (p - 1) / layout.virtual_pipeline * mean
     deferred = min(min(m, HEAD_DEFERRAL) * head_wgrad, bubble * 2 / 3)
     head_step = m * head - deferred
-    stages = range(p) if p < 3 else (0, 1, p - 1)
-    layers, last = max(
-        ((sum(chunk_layers(job.model, layout, r)), r == p - 1) for r in stages),
-        key=lambda stage: stage[0] * m * layer.total + stage[1] * head_step,
+    slowest, last = max(
+        ((_stage_layers(job, layout, r, layer, bf16), r == p - 1) for r in deciding_stages(layout)),
+        key=lambda stage: m * stage[0].total + stage[1] * head_step,
     )
     return StepTime(
-        linear=m * layers * layer.linear,
-        attention=m * layers * layer.attention,
-        elementwise=m * layers * layer.elementwise,
+        linear=m * slowest.linear,
+        attention=m * slowest.attention,
+        elementwise=m * slowest.elementwise,
         head=head_step * last,
-        tensor_comm=m * layers * layer.tensor_comm,
-        context_comm=m * layers * layer.context_comm,
+        tensor_comm=m * slowest.tensor_comm,
+        context_comm=m * slowest.context_comm,
         pipeline_comm=m * hand_over,
         pass_overhead=m * overhead,
         bubble=bubble,
         data_comm=_data_seconds(job, layout, constants),
         optimizer=_optimizer_seconds(job, layout, constants),
     )
+
+
+def _stage_layers(job: Job, layout: Layout, stage: int, layer: LayerTime, bf16: LayerTime) -> LayerTime:
+    """Seconds of a stage's layers for one micro-batch."""
+    ends = sum(chunk_bf16_layers(job.model, layout, stage))
+    return layer.times(sum(chunk_layers(job.model, layout, stage)) - ends, bf16, ends)
 
 
 def layer_time(job: Job, layout: Layout, constants: Constants) -> LayerTime:
@@ -103,7 +115,9 @@ def layer_time(job: Job, layout: Layout, constants: Constants) -> LayerTime:
     gemm = job.gpu.peak(job.precision) * (constants.gemm_fp8 if job.precision == "fp8" else constants.gemm_bf16)
     share = tokens / layout.tensor
     passes = (3 if job.trains_all else 2) + again
-    linear = passes * once.linear * share / gemm + (3 + again) * once.adapters * share / (bf16 * constants.gemm_bf16)
+    slow = job.precision == "fp8" and job.trains_all and not layout.fp8_weight_gradients
+    linear = (passes - slow) * once.linear * share / gemm
+    linear += (slow * once.linear + (3 + again) * once.adapters) * share / (bf16 * constants.gemm_bf16)
     flash = 1 + FLASH_BACKWARD + (layout.recompute != "none")
     attention = flash * once.attention * share / (bf16 * constants.attention)
     moved = _elementwise_bytes(job, layout) * tokens + _accumulated_bytes(job, layout)
@@ -126,7 +140,7 @@ def _elementwise_bytes(job: Job, layout: Layout) -> float:
     split: float = forward * (2 * 4 * h + 2 * 6 * h) + 2 * 6 * h + 2 * 6 * h
     whole: float = forward * (rope + 6 * f) + rope + 10 * f
     if job.precision == "fp8":
-        inputs, gradients = _cast_bytes(job, forward)
+        inputs, gradients = _cast_bytes(job.trains_all and layout.fp8_weight_gradients, forward)
         split += inputs * 2 * h + gradients * 2 * h
         whole += inputs * (q + f) + gradients * (m.qkv_rows + 2 * f)
     if not job.trains_all:
@@ -141,14 +155,14 @@ def _accumulated_bytes(job: Job, layout: Layout) -> float:
     return 2 * layout.gradient_bytes * linear_parameters(job.model) / layout.tensor
 
 
-def _cast_bytes(job: Job, forward: int) -> tuple[float, float]:
+def _cast_bytes(weight_gradients: bool, forward: int) -> tuple[float, float]:
     """Bytes to cast one element of a linear layer's input, and of its output's gradient, to FP8.
 
     Current scaling reads it twice (largest value, cast) and writes it once, and once more in the other direction where
     a weight gradient needs it.
     """
     once = 2 + 2 + 1
-    return forward * once + job.trains_all, once + job.trains_all
+    return forward * once + weight_gradients, once + weight_gradients
 
 
 def _adapter_bytes(job: Job) -> float:
@@ -157,7 +171,7 @@ def _adapter_bytes(job: Job) -> float:
     An input is read twice and gets a gradient added (write, two reads, write); an output is written, scaled and added
     (12 bytes), and its gradient scaled and read twice (8 bytes).
     """
-    widths = lora_widths(job.model, job.lora_targets)
+    widths = lora_widths(job.model, job.lora_targets).values()
     return float(sum((2 * 2 + 2 + 6) * i + (12 + 8) * o for i, o in widths))
 
 
@@ -212,14 +226,20 @@ def _head_seconds(job: Job, layout: Layout, constants: Constants) -> tuple[float
 
 
 def _data_seconds(job: Job, layout: Layout, constants: Constants) -> float:
-    """Exposed reduce-scatter of gradients and all-gather of parameters over data- and context-parallel ranks."""
+    """Exposed reduce-scatter of gradients and all-gather of parameters over data- and context-parallel ranks.
+
+    Without the distributed optimizer gradients are all-reduced, which is as much as both, and nothing is gathered.
+    """
     ranks = layout.data_parallel(job.gpus) * layout.context
     if ranks == 1 or not job.trains_all:
         return 0.0
     linear, other = stage_parameters(job.model, layout, 0)
-    a_weight = 1 if job.precision == "fp8" and layout.fp8_params else 2
-    moved = (layout.gradient_bytes * (linear + other) + a_weight * linear + 2 * other) * (ranks - 1) / ranks
-    return constants.data_exposed * moved / _ring(job, layout, ranks)
+    reduced = layout.gradient_bytes * (linear + other) * (1 if layout.distributed_optimizer else 2)
+    eight = fp8_linear(job, layout, 0) if layout.fp8_params else 0.0
+    gathered = eight + 2 * (linear - eight + other) if layout.distributed_optimizer else 0.0
+    exposed = reduced * (constants.data_exposed if layout.overlap_grad_reduce else 1.0)
+    exposed += gathered * (constants.data_exposed if layout.overlap_param_gather else 1.0)
+    return exposed * (ranks - 1) / ranks / _ring(job, layout, ranks)
 
 
 def _ring(job: Job, layout: Layout, ranks: int) -> float:

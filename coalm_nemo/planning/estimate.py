@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from coalm_nemo.planning.constants import Constants, fitted
 from coalm_nemo.planning.costs import StepTime, step_time
 from coalm_nemo.planning.flops import CAUSAL, FULL, model_flops_utilisation
-from coalm_nemo.planning.job import COALM_IT_TOKENS, Job, Layout
+from coalm_nemo.planning.hardware import GIB
+from coalm_nemo.planning.job import COALM_IT_ROWS, COALM_IT_TOKENS, Job, Layout
 from coalm_nemo.planning.memory import Memory, memory
 from coalm_nemo.planning.pipeline import bubble_fraction
 
@@ -39,9 +40,15 @@ class Estimate:
         return self.job.gpu.memory - self.memory.worst.total
 
     @property
+    def fits(self) -> bool:
+        """With `SPARE_GB` to spare."""
+        return self.spare >= SPARE_GB * GIB
+
+    @property
     def epoch_gpu_hours(self) -> float:
-        """GPU-hours for all tokens of CoALM-IT once."""
-        return COALM_IT_TOKENS / self.tokens_per_s_per_gpu / 3600
+        """GPU-hours for all tokens of CoALM-IT once; without packing, for its rows padded to full sequences: a bound."""
+        tokens = COALM_IT_TOKENS if self.job.packed else COALM_IT_ROWS * self.job.seq_len_tokens
+        return tokens / self.tokens_per_s_per_gpu / 3600
 
     def mfu(self, counting: float = CAUSAL) -> float:
         """Model FLOPs utilisation; `counting` CAUSAL or FULL."""

@@ -33,7 +33,9 @@ PARTS = {
     "activations": "activations",
     "logits": "logits",
     "work": "work",
-    "reserve": "reserve",
+    "nccl": "NCCL",
+    "fragmentation": "fragmentation",
+    "cuda": "CUDA",
 }
 """Parts' fields in words."""
 
@@ -53,12 +55,19 @@ def why_best(best: Estimate) -> str:
 
 def why_slower(other: Estimate, best: Estimate) -> str:
     """What costs the other layout more time a token than the best one."""
+    other_recompute = (
+        f" (recompute {other.layout.recompute})" if other.layout.recompute != best.layout.recompute else ""
+    )
+    slower, colon, causes = _what_costs(other, best).partition(":")
+    return slower + other_recompute + colon + causes
+
+
+def _what_costs(other: Estimate, best: Estimate) -> str:
     slower = other.time.total / best.time.total - 1
     more = {n: (getattr(other.time, n) - getattr(best.time, n)) / best.time.total for n in CAUSES}
     largest = [n for n in sorted(more, key=lambda n: -more[n]) if more[n] >= 0.001][:2]
     named = ", ".join(f"{CAUSES[n]} +{more[n]:.1%}" for n in largest)
-    recomputed = f" (recompute {other.layout.recompute})" if other.layout.recompute != best.layout.recompute else ""
-    return f"{slower:.1%} slower{recomputed}: {named}" if named else f"{slower:.1%} slower"
+    return f"{slower:.1%} slower: {named}" if named else f"{slower:.1%} slower"
 
 
 def why_too_large(estimate: Estimate) -> str:
@@ -72,9 +81,25 @@ def why_too_large(estimate: Estimate) -> str:
 
 def why(estimate: Estimate, best: Estimate) -> str:
     """One line about a layout of a ranked list."""
-    if estimate.spare < SPARE_GB * GIB:
+    if not estimate.fits:
         return why_too_large(estimate)
     return why_best(estimate) if estimate is best else why_slower(estimate, best)
+
+
+def why_form(form: Estimate, best: Estimate) -> str:
+    """One line about another form of the best split: how it differs, and why it is not taken."""
+    changed = {
+        "recompute": f"recompute {form.layout.recompute}",
+        "moment_bytes": f"{'BF16' if form.layout.moment_bytes == 2 else 'FP32'} moments",
+        "distributed_optimizer": f"{'distributed' if form.layout.distributed_optimizer else 'whole'} optimizer",
+        "fp8_params": f"{'FP8' if form.layout.fp8_params else 'BF16'} parameters",
+    }
+    named = [words for name, words in changed.items() if getattr(form.layout, name) != getattr(best.layout, name)]
+    if not form.fits:
+        return f"{', '.join(named)}: {why_too_large(form)}"
+    faster = best.time.total / form.time.total - 1
+    kept = f"{faster:.1%} faster, but what changes least is kept" if faster > 0.0005 else _what_costs(form, best)
+    return f"{', '.join(named)}: {kept}"
 
 
 def why_others(found: Found, listed: int) -> Iterator[str]:
@@ -83,6 +108,9 @@ def why_others(found: Found, listed: int) -> Iterator[str]:
         last = found.fitting[-1]
         yield f"{len(found.fitting) - listed} more fit and are slower, down to {last.tokens_per_s_per_gpu:.0f} tokens/s/GPU"
     best = found.fitting[0] if found.fitting else None
+    if best:
+        yield f"the best one in its other forms; {len(found.forms)} are tried in turn, and the first that fits is taken:"
+        yield from (f"    {why_form(form, best)}" for form in found.forms if form.layout != best.layout)
     faster = [e for e in found.too_large if best is None or e.tokens_per_s_per_gpu > best.tokens_per_s_per_gpu]
     if found.too_large:
         yield f"not fitting in any form: {len(found.too_large)}, of which {len(faster)} would be faster"

@@ -37,19 +37,29 @@ def linear_parameters(model: LlamaConfig) -> int:
     return attention + 3 * model.ffn_size * model.hidden_size
 
 
-def lora_widths(model: LlamaConfig, targets: str) -> list[tuple[int, int]]:
-    """(inputs, outputs) of the linear layers of one layer that carry adapters; gate and up share one."""
-    h, q = model.hidden_size, model.num_heads * model.head_dim
-    qkv = [(h, model.qkv_rows)]
-    return qkv if targets == "qkv" else [*qkv, (q, h), (h, 2 * model.ffn_size), (model.ffn_size, h)]
+ROW_PARALLEL = ("o", "down")
+"""Projections whose input, not output, is split over tensor-parallel ranks."""
 
 
-def lora_parameters(model: LlamaConfig, rank: int, targets: str = "all") -> int:
-    """Adapter weights of one layer."""
-    return rank * sum(i + o for i, o in lora_widths(model, targets))
+def lora_widths(model: LlamaConfig, targets: str) -> dict[str, tuple[int, int]]:
+    """(inputs, outputs) of each adapter of one layer; `qkv` is a single one beside the three fused projections."""
+    h, f = model.hidden_size, model.ffn_size
+    q, kv = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
+    if targets == "qkv":
+        return {"qkv": (h, model.qkv_rows)}
+    every = {"q": (h, q), "k": (h, kv), "v": (h, kv), "o": (q, h), "gate": (h, f), "up": (h, f), "down": (f, h)}
+    return every if targets == "all" else {name: every[name] for name in targets.split(",")}
 
 
-def forward_flops(model: LlamaConfig, attended: float, adapters: int = 0) -> Flops:
+def lora_parameters(model: LlamaConfig, rank: int, targets: str = "all", tensor: int = 1) -> float:
+    """Adapter weights of one layer on one of `tensor` ranks: the wide side on the layer's split one is split too."""
+    total = 0.0
+    for name, (inputs, outputs) in lora_widths(model, targets).items():
+        total += inputs / tensor + outputs if name in ROW_PARALLEL else inputs + outputs / tensor
+    return rank * total
+
+
+def forward_flops(model: LlamaConfig, attended: float, adapters: float = 0) -> Flops:
     """Forward FLOPs of a token whose row holds `attended` tokens (mean over tokens); `adapters`: weights a layer."""
     return Flops(
         linear=2.0 * linear_parameters(model),
@@ -66,7 +76,7 @@ def job_forward_flops(job: Job) -> Flops:
 
 
 def model_flops_per_token(
-    model: LlamaConfig, attended: float, counting: float = CAUSAL, method: str = "full", adapters: int = 0
+    model: LlamaConfig, attended: float, counting: float = CAUSAL, method: str = "full", adapters: float = 0
 ) -> float:
     """Model FLOPs a token of training; `method` full | lora, `counting` CAUSAL or FULL, `adapters` weights a layer.
 

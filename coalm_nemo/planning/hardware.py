@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from coalm_nemo.errors import UserError
@@ -39,6 +40,18 @@ GPUS = {
     "h200-141gb": Gpu("h200-141gb", 989.4e12, 1978.9e12, 4.8e12, 139.7 * GIB),
 }
 """NVIDIA H100 and H200 data sheets (SXM), without sparsity."""
+
+
+DEVICE_NAMES = {
+    "h100-80gb": re.compile(r"\bH100 80GB HBM3\b"),
+    "h200-141gb": re.compile(r"\bH200\b(?!.*NVL)"),
+}
+"""The SXM modules, as torch names them; PCIe and NVL cards of the same names are slower."""
+
+
+def gpu_of_device(name: str) -> Gpu | None:
+    """The GPU that a driver's device name means ("NVIDIA H100 80GB HBM3"); None if it is none of `GPUS`."""
+    return next((GPUS[key] for key, pattern in DEVICE_NAMES.items() if pattern.search(name)), None)
 
 
 def find_gpu(name: str) -> Gpu:

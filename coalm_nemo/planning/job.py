@@ -11,8 +11,9 @@ from coalm_nemo.planning.hardware import GPUS, Gpu
 TASKS = ("pretrain", "sft", "lora")
 PRECISIONS = ("bf16", "fp8")
 RECOMPUTE = ("none", "selective", "full")
-LORA_TARGETS = ("all", "qkv")
-COALM_IT_TOKENS = round(311_639 * 677.8)
+PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
+COALM_IT_ROWS = 311_639
+COALM_IT_TOKENS = round(COALM_IT_ROWS * 677.8)
 """Rows and mean length of arXiv 2502.08820."""
 COALM_IT_ATTENDED = 760.0
 """Sum of squared row lengths over their sum: the length that attention sees in packed rows, with CoALM-IT's mean lengths
@@ -37,17 +38,23 @@ class Job:
     """Sum of squared row lengths / sum of row lengths; 0: the sequence for pretrain, CoALM-IT's for packed rows."""
     lora_rank: int = 16
     lora_targets: str = "all"
-    """all (every linear layer) | qkv (as the published LoRA runs have it)."""
+    """all (every linear layer) | some of q,k,v,o,gate,up,down | qkv (one adapter for the fused three, as published runs)."""
     name: str = ""
+    packed: bool = True
+    """False: a row a sequence, padded, and counted as if every one were padded to `seq_len_tokens`."""
 
     def __post_init__(self) -> None:
         for what, value, allowed in (
             ("task", self.task, TASKS),
             ("precision", self.precision, PRECISIONS),
-            ("lora-targets", self.lora_targets, LORA_TARGETS),
         ):
             if value not in allowed:
                 raise UserError(f"--{what} {value} is not known; use one of {', '.join(allowed)}")
+        if unknown := self.adapted.difference(PROJECTIONS):
+            names = ", ".join(PROJECTIONS)
+            raise UserError(
+                f"--lora-targets {', '.join(sorted(unknown))} is not known; use all, qkv or some of {names}"
+            )
         for what, number in (
             ("gpus", self.gpus),
             ("global-batch", self.global_batch),
@@ -61,11 +68,19 @@ class Job:
         """Tokens of its own row that a token could see if attention were not causal, averaged over tokens."""
         if self.attended_tokens:
             return min(self.attended_tokens, self.seq_len_tokens)
-        return self.seq_len_tokens if self.task == "pretrain" else min(COALM_IT_ATTENDED, self.seq_len_tokens)
+        whole = self.task == "pretrain" or not self.packed
+        return self.seq_len_tokens if whole else min(COALM_IT_ATTENDED, self.seq_len_tokens)
 
     @property
     def trains_all(self) -> bool:
         return self.task != "lora"
+
+    @property
+    def adapted(self) -> frozenset[str]:
+        """Projections that LoRA trains beside."""
+        if self.lora_targets in ("all", "qkv"):
+            return frozenset(PROJECTIONS if self.lora_targets == "all" else PROJECTIONS[:3])
+        return frozenset(self.lora_targets.split(","))
 
 
 @dataclass(frozen=True)
@@ -87,6 +102,15 @@ class Layout:
     gradient_bytes: int = 2
     moment_bytes: int = 4
     """Each of Adam's two moments; 2 is Megatron's precision-aware optimizer. Master weights are always 4."""
+    bf16_layers_at_start: int = 0
+    """With FP8: this many first layers compute in BF16."""
+    bf16_layers_at_end: int = 0
+    fp8_weight_gradients: bool = True
+    """With FP8: the products that give weight gradients run in FP8 too."""
+    overlap_grad_reduce: bool = True
+    """Gradients are reduced beside the backward pass; False: after it."""
+    overlap_param_gather: bool = True
+    """Parameters are gathered beside the forward pass; False: before it."""
 
     @property
     def model_ranks(self) -> int:
@@ -120,4 +144,8 @@ class Layout:
             parts.append(f"recompute {self.recompute}")
         if self.moment_bytes == 2:
             parts.append("BF16 moments")
+        if not self.distributed_optimizer:
+            parts.append("whole optimizer")
+        if self.bf16_layers_at_start or self.bf16_layers_at_end:
+            parts.append(f"BF16 ends {self.bf16_layers_at_start}+{self.bf16_layers_at_end}")
         return " ".join(parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields, replace
 from typing import Any
 
@@ -9,11 +10,12 @@ from coalm_nemo.errors import UserError
 from coalm_nemo.models.llama import LlamaConfig
 from coalm_nemo.planning.hardware import GPUS_PER_NODE
 from coalm_nemo.planning.job import RECOMPUTE, Job, Layout
+from coalm_nemo.validate import FP8_TOKENS
 
 
 def why_illegal(job: Job, layout: Layout) -> str:
     """Empty if the layout is legal, else what does not divide."""
-    return _model_reason(job.model, layout) or _batch_reason(job, layout)
+    return _model_reason(job.model, layout) or _batch_reason(job, layout) or _form_reason(job, layout)
 
 
 def _model_reason(model: LlamaConfig, layout: Layout) -> str:
@@ -43,9 +45,21 @@ def _batch_reason(job: Job, layout: Layout) -> str:
     if layout.virtual_pipeline > 1 and layout.micro_batches(job) % layout.pipeline:
         return f"{layout.micro_batches(job)} micro-batches do not divide by pipeline={layout.pipeline} (interleaving)"
     multiple = (2 * layout.context if layout.context > 1 else 1) * (layout.sequence_split if layout.tensor > 1 else 1)
+    if job.precision == "fp8":
+        multiple = math.lcm(multiple, FP8_TOKENS)
     if job.seq_len_tokens % multiple:
-        return f"{job.seq_len_tokens} tokens do not divide by {multiple} (context and sequence parallelism)"
+        return (
+            f"{job.seq_len_tokens} tokens do not divide by {multiple} (FP8 products, context and sequence parallelism)"
+        )
     return ""
+
+
+def _form_reason(job: Job, layout: Layout) -> str:
+    if layout.distributed_optimizer:
+        return ""
+    if layout.moment_bytes == 2:
+        return "BF16 moments need the distributed optimizer"
+    return "FP8 parameters need the distributed optimizer" if job.precision == "fp8" and layout.fp8_params else ""
 
 
 def check_legal(job: Job, layout: Layout) -> None:
@@ -87,6 +101,8 @@ def _value(key: str, text: str, example: object) -> object:
             raise UserError(f"--layout {key}={text}: use one of {', '.join(RECOMPUTE)}")
         return text
     allowed = {"gradient_bytes": ("2", "4"), "moment_bytes": ("2", "4")}.get(key)
-    if not text.isdecimal() or int(text) < 1 or (allowed and text not in allowed):
-        raise UserError(f"--layout {key}={text}: use {' or '.join(allowed) if allowed else 'a whole number above 0'}")
+    least = 0 if key.startswith("bf16_layers") else 1
+    if not text.isdecimal() or int(text) < least or (allowed and text not in allowed):
+        number = f"a whole number {'above' if least else 'from'} 0{'' if least else ' on'}"
+        raise UserError(f"--layout {key}={text}: use {' or '.join(allowed) if allowed else number}")
     return int(text)

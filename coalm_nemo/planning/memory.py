@@ -6,13 +6,19 @@ grouped queries, flash attention and Transformer Engine's FP8 in place of GPT-3'
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from coalm_nemo.models.llama import LlamaConfig
 from coalm_nemo.planning.flops import linear_parameters, lora_parameters
 from coalm_nemo.planning.hardware import GIB
 from coalm_nemo.planning.job import Job, Layout
-from coalm_nemo.planning.pipeline import chunk_layers, layers_in_flight
+from coalm_nemo.planning.pipeline import (
+    chunk_bf16_layers,
+    chunk_layers,
+    chunk_passes_in_flight,
+    deciding_stages,
+    layers_in_flight,
+)
 
 CUDA_CONTEXT = 0.9 * GIB
 """CUDA context, loaded kernels, cuBLAS and cuDNN workspaces: outside or beside torch's allocator. Assumed."""
@@ -37,17 +43,24 @@ class Parts:
     logits: float
     work: float
     """What lives inside one layer's pass."""
-    reserve: float
-    """CUDA context, NCCL buffers, fragmentation: not in torch's count of allocated bytes."""
+    nccl: float
+    """Communication buffers. These three are not in torch's count of allocated bytes."""
+    fragmentation: float
+    cuda: float
+    """CUDA context and libraries."""
+
+    @property
+    def reserve(self) -> float:
+        return self.nccl + self.fragmentation + self.cuda
 
     @property
     def allocated(self) -> float:
         """What `torch.cuda.max_memory_allocated` would show."""
-        return sum(getattr(self, f.name) for f in fields(self)) - self.reserve
+        return self.total - self.reserve
 
     @property
     def total(self) -> float:
-        return self.allocated + self.reserve
+        return sum(getattr(self, f.name) for f in fields(self))
 
 
 @dataclass(frozen=True)
@@ -61,9 +74,8 @@ class Memory:
 
 def memory(job: Job, layout: Layout) -> Memory:
     """Peak memory of a GPU on the first and on the fullest pipeline stage."""
-    stages = sorted({0, min(1, layout.pipeline - 1), layout.pipeline - 1})
-    parts = {stage: stage_memory(job, layout, stage) for stage in stages}
-    worst = max(stages, key=lambda s: parts[s].total)
+    parts = {stage: stage_memory(job, layout, stage) for stage in deciding_stages(layout)}
+    worst = max(parts, key=lambda s: parts[s].total)
     return Memory(parts[0], parts[worst], worst)
 
 
@@ -71,15 +83,14 @@ def stage_memory(job: Job, layout: Layout, stage: int) -> Parts:
     """Bytes of a GPU of one pipeline stage at its fullest."""
     linear, other = stage_parameters(job.model, layout, stage)
     trained = linear + other if job.trains_all else _adapters(job, layout, stage)
-    weights, copies = _weight_bytes(job, layout, linear, other)
-    if not job.trains_all:
-        weights += 2 * trained
+    weights, copies = weight_bytes(job, layout, stage)
     activations = _activations(job, layout, stage)
     logits = _logits(job, layout, stage)
     work = _work(job, layout)
     gradients, optimizer = layout.gradient_bytes * trained, optimizer_bytes(job, layout, trained)
     allocated = weights + copies + gradients + optimizer + activations + logits + work
-    return Parts(weights, copies, gradients, optimizer, activations, logits, work, _reserve(job, layout, allocated))
+    reserve = _nccl(job, layout), FRAGMENTATION * allocated, CUDA_CONTEXT
+    return Parts(weights, copies, gradients, optimizer, activations, logits, work, *reserve)
 
 
 def stage_parameters(model: LlamaConfig, layout: Layout, stage: int) -> tuple[float, float]:
@@ -97,18 +108,27 @@ def stage_parameters(model: LlamaConfig, layout: Layout, stage: int) -> tuple[fl
 
 
 def _adapters(job: Job, layout: Layout, stage: int) -> float:
-    """Adapter weights on one rank: half of each pair is split over tensor-parallel ranks, counted as if all were."""
+    """Adapter weights on one rank."""
     layers = sum(chunk_layers(job.model, layout, stage))
-    return layers * lora_parameters(job.model, job.lora_rank, job.lora_targets) / layout.tensor
+    return layers * lora_parameters(job.model, job.lora_rank, job.lora_targets, layout.tensor)
 
 
-def _weight_bytes(job: Job, layout: Layout, linear: float, other: float) -> tuple[float, float]:
-    """Bytes of the weights and of their further FP8 forms."""
-    if job.precision == "bf16":
-        return 2 * (linear + other), 0.0
+def weight_bytes(job: Job, layout: Layout, stage: int) -> tuple[float, float]:
+    """Bytes of a stage's weights, adapters too, and of their further FP8 forms."""
+    linear, other = stage_parameters(job.model, layout, stage)
+    eight = fp8_linear(job, layout, stage)
+    other += 0.0 if job.trains_all else _adapters(job, layout, stage)
     if layout.fp8_params:
-        return linear + 2 * other, linear
-    return 2 * (linear + other), 2 * linear
+        return eight + 2 * (linear - eight + other), eight
+    return 2 * (linear + other), 2 * eight
+
+
+def fp8_linear(job: Job, layout: Layout, stage: int) -> float:
+    """Weights of a stage's linear layers that compute in FP8."""
+    if job.precision != "fp8":
+        return 0.0
+    layers = sum(chunk_layers(job.model, layout, stage)) - sum(chunk_bf16_layers(job.model, layout, stage))
+    return layers * linear_parameters(job.model) / layout.tensor
 
 
 def optimizer_bytes(job: Job, layout: Layout, trained: float) -> float:
@@ -128,20 +148,28 @@ def layer_activation_bytes(job: Job, layout: Layout) -> float:
     h, f, q = m.hidden_size, m.ffn_size, m.num_heads * m.head_dim
     if layout.recompute == "full":
         return 2 * h / split
-    eight = job.precision == "fp8" and job.trains_all
+    eight = job.precision == "fp8" and job.trains_all and layout.fp8_weight_gradients
     one = 1 if eight else 2
-    every = job.trains_all or job.lora_targets == "all"
-    norms = 2 * 2 * h + one * h + (one * h if every else 0)
+    norms = 2 * 2 * h + one * h * (_keeps(job, "q", "k", "v") + _keeps(job, "gate", "up"))
     attention = 2 * m.qkv_rows + 2 * q + (1 * q if eight else 0)
     if layout.recompute == "selective" and eight:
         attention -= 2 * q
-    swiglu = 2 * 2 * f + (one * f if every else 0)
+    swiglu = 2 * 2 * f + one * f * _keeps(job, "down")
     return norms / split + (attention + swiglu) / t
 
 
+def _keeps(job: Job, *projections: str) -> bool:
+    """Whether the input of these projections is kept for weight gradients, theirs or their adapters'."""
+    return job.trains_all or not job.adapted.isdisjoint(projections)
+
+
 def _activations(job: Job, layout: Layout, stage: int) -> float:
-    in_flight = layers_in_flight(job.model, layout, layout.micro_batches(job), stage)
-    return in_flight * layer_activation_bytes(job, layout) * layout.tokens_a_pass(job)
+    passes = chunk_passes_in_flight(layout, layout.micro_batches(job), stage)
+    kept = layers_in_flight(chunk_layers(job.model, layout, stage), passes) * layer_activation_bytes(job, layout)
+    if bf16 := layers_in_flight(chunk_bf16_layers(job.model, layout, stage), passes):
+        more = layer_activation_bytes(replace(job, precision="bf16"), layout) - layer_activation_bytes(job, layout)
+        kept += bf16 * more
+    return kept * layout.tokens_a_pass(job)
 
 
 def _logits(job: Job, layout: Layout, stage: int) -> float:
@@ -161,7 +189,6 @@ def _work(job: Job, layout: Layout) -> float:
     return inside * layout.tokens_a_pass(job)
 
 
-def _reserve(job: Job, layout: Layout, allocated: float) -> float:
+def _nccl(job: Job, layout: Layout) -> float:
     sizes = (layout.tensor, layout.pipeline, layout.context, layout.data_parallel(job.gpus))
-    groups = 1 + sum(size > 1 for size in sizes)
-    return CUDA_CONTEXT + (groups * NCCL_A_GROUP if job.gpus > 1 else 0.0) + FRAGMENTATION * allocated
+    return NCCL_A_GROUP * (1 + sum(size > 1 for size in sizes)) if job.gpus > 1 else 0.0

@@ -11,7 +11,9 @@ from coalm_nemo.planning.explain import PARTS
 from coalm_nemo.planning.hardware import GIB
 from coalm_nemo.planning.pipeline import timeline
 
-COLORS = ("#1f4e79", "#4a86c5", "#7fb2e5", "#b9d6f2", "#e08e45", "#c0504d", "#9aa3ad", "#d5d9de")
+COLORS = (
+    "#1f4e79", "#4a86c5", "#7fb2e5", "#b9d6f2", "#e08e45", "#c0504d", "#8064a2", "#5b8c5a", "#9aa3ad", "#d5d9de"
+)  # fmt: skip
 FORWARD, BACKWARD, GRID, LIMIT = "#4a86c5", "#e08e45", "#e4e7eb", "#c0392b"
 MOST_ROUNDS = 2
 """Rounds of micro-batches (one a stage) in the timeline; the middle of a long step looks the same throughout."""
@@ -24,7 +26,7 @@ def draw_plan(estimates: Sequence[Estimate], path: Path) -> Path:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    height = 2.2 + 0.32 * len(estimates) + 0.3 * estimates[0].layout.pipeline
+    height = 2.6 + 0.32 * len(estimates) + 0.3 * estimates[0].layout.pipeline
     ratios = (1.2 + 0.32 * len(estimates), 1.0 + 0.3 * estimates[0].layout.pipeline)
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(12, height), constrained_layout=True, height_ratios=ratios)
     draw_memory(top, estimates)
@@ -40,7 +42,7 @@ def draw_plan(estimates: Sequence[Estimate], path: Path) -> Path:
 
 def draw_memory(axes: Any, estimates: Sequence[Estimate]) -> None:
     """A bar a layout: the fullest stage by part, and the card's memory as a line."""
-    names = [f"{e.layout.short()}   {e.tokens_per_s_per_gpu:.0f} tokens/s" for e in estimates]
+    names = [f"{e.layout.short()}   {e.tokens_per_s_per_gpu:.0f} tokens/s/GPU" for e in estimates]
     left = [0.0] * len(estimates)
     for (part, label), color in zip(PARTS.items(), COLORS, strict=True):
         widths = [getattr(e.memory.worst, part) / GIB for e in estimates]
@@ -53,7 +55,7 @@ def draw_memory(axes: Any, estimates: Sequence[Estimate]) -> None:
     axes.invert_yaxis()
     axes.set_xlabel("GiB on the fullest pipeline stage")
     axes.grid(color=GRID, axis="x")
-    axes.figure.legend(loc="outside upper center", ncols=len(PARTS), frameon=False)
+    axes.figure.legend(loc="outside upper center", ncols=len(PARTS) // 2, frameon=False)
 
 
 def draw_timeline(axes: Any, best: Estimate) -> None:
@@ -70,4 +72,4 @@ def draw_timeline(axes: Any, best: Estimate) -> None:
     total = layout.micro_batches(best.job)
     some = f"drawn with {shown} of its {total} micro-batches" if shown < total else f"{total} micro-batches"
     bubble = f"bubble of the whole step {best.bubble_fraction:.1%}"
-    axes.set_title(f"{layout.short()}, {some}\nforward blue, backward orange, a shade a chunk; {bubble}", loc="left")
+    axes.set_title(f"{layout.short()}\n{some}; {bubble}\nforward blue, backward orange, a shade a chunk", loc="left")

@@ -38,19 +38,42 @@ def passes_in_flight(layout: Layout, micro_batches: int, stage: int) -> int:
     return min(warm_up + 1, micro_batches * v)
 
 
-def layers_in_flight(model: LlamaConfig, layout: Layout, micro_batches: int, stage: int) -> int:
-    """Layer activations (each of one micro-batch) that a stage holds at its fullest.
+def chunk_bf16_layers(model: LlamaConfig, layout: Layout, stage: int) -> list[int]:
+    """Of `chunk_layers`, those among the first and last ones that an FP8 run keeps in BF16."""
+    start, end = layout.bf16_layers_at_start, model.num_layers - layout.bf16_layers_at_end
+    if not (start or layout.bf16_layers_at_end):
+        return [0] * layout.virtual_pipeline
+    found, ends_before = [], layout.count_embedding_and_loss
+    slots = (model.num_layers + 2 * ends_before) // layout.chunks
+    for chunk, layers in enumerate(chunk_layers(model, layout, stage)):
+        part = chunk * layout.pipeline + stage
+        first = part * slots - (ends_before and part > 0)
+        found.append(sum(i < start or i >= end for i in range(first, first + layers)))
+    return found
+
+
+def chunk_passes_in_flight(layout: Layout, micro_batches: int, stage: int) -> list[int]:
+    """Of each chunk, the passes whose activations a stage holds at its fullest.
 
     Interleaved, the warm-up runs p micro-batches through a chunk before it goes on to the next one.
     """
     p, v = layout.pipeline, layout.virtual_pipeline
-    rounds, rest = divmod(passes_in_flight(layout, micro_batches, stage), p * v)
+    passes = passes_in_flight(layout, micro_batches, stage)
     if v == 1:
-        return passes_in_flight(layout, micro_batches, stage) * chunk_layers(model, layout, stage)[0]
-    return sum(
-        layers * (rounds * p + min(max(rest - chunk * p, 0), p))
-        for chunk, layers in enumerate(chunk_layers(model, layout, stage))
-    )
+        return [passes]
+    rounds, rest = divmod(passes, p * v)
+    return [rounds * p + min(max(rest - chunk * p, 0), p) for chunk in range(v)]
+
+
+def layers_in_flight(layers: list[int], passes: list[int]) -> int:
+    """Layer activations (each of one micro-batch) held at the fullest: layers of each chunk, times its passes."""
+    return sum(a * b for a, b in zip(layers, passes, strict=True))
+
+
+def deciding_stages(layout: Layout) -> list[int]:
+    """The stages of which one is the fullest and one the slowest: the two at either end; those between are alike."""
+    p = layout.pipeline
+    return sorted({0, min(1, p - 1), max(p - 2, 0), p - 1})
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import product
 
 from coalm_nemo.planning.constants import Constants, fitted
 from coalm_nemo.planning.costs import step_time
@@ -12,13 +13,13 @@ from coalm_nemo.planning.estimate import SPARE_GB, Estimate
 from coalm_nemo.planning.hardware import GIB
 from coalm_nemo.planning.job import Job, Layout
 from coalm_nemo.planning.legality import why_illegal
-from coalm_nemo.planning.memory import memory
+from coalm_nemo.planning.memory import Memory, memory
 
 WIDTHS = (1, 2, 4, 8)
 """Sizes tried for tensor and context parallelism: tensor parallelism stays inside a node."""
 MAX_PIPELINE = 32
-FORMS = (("none", 4), ("none", 2), ("selective", 4), ("selective", 2), ("full", 4), ("full", 2))
-"""(recompute, bytes a moment), what costs least first: a split takes the first form that fits."""
+FORMS = tuple(product(("none", "selective", "full"), (4, 2), (True, False)))
+"""(recompute, bytes a moment, distributed optimizer), what changes least first: a split takes the first that fits."""
 
 
 @dataclass
@@ -31,6 +32,8 @@ class Found:
     """In their smallest form; what lacks least first."""
     illegal: Counter[str] = field(default_factory=Counter)
     """Splits by the rule they break."""
+    forms: list[Estimate] = field(default_factory=list)
+    """The best split in every form."""
 
 
 def search(job: Job, base: Layout | None = None, micro_batch: int = 0, constants: Constants | None = None) -> Found:
@@ -40,10 +43,12 @@ def search(job: Job, base: Layout | None = None, micro_batch: int = 0, constants
         if reason := why_illegal(job, split):
             found.illegal[_rule(reason)] += 1
             continue
-        estimate, fits = _smallest_change(job, split, values)
-        (found.fitting if fits else found.too_large).append(estimate)
+        estimate = _smallest_change(job, split, values)
+        (found.fitting if estimate.fits else found.too_large).append(estimate)
     found.fitting.sort(key=lambda e: -e.tokens_per_s_per_gpu)
     found.too_large.sort(key=lambda e: -e.spare)
+    if found.fitting:
+        found.forms = [_estimate(job, form, values) for form in forms(job, found.fitting[0].layout)]
     return found
 
 
@@ -79,17 +84,39 @@ def _pipelines(job: Job, most: int) -> Iterator[tuple[int, int, bool]]:
                     yield pipeline, virtual, counted
 
 
-def _smallest_change(job: Job, split: Layout, constants: Constants) -> tuple[Estimate, bool]:
-    """The split in the first form that fits, and whether one does."""
-    for recompute, moment_bytes in FORMS:
-        if moment_bytes == 2 and not job.trains_all:
+def forms(job: Job, split: Layout) -> Iterator[Layout]:
+    """A split with every recomputation, precision of moments, and with or without the distributed optimizer.
+
+    BF16 moments and FP8 parameters are the distributed optimizer's; under LoRA there is too little to optimize for either
+    to matter.
+    """
+    for recompute, moment_bytes, distributed in FORMS:
+        if (moment_bytes == 2 and not (job.trains_all and distributed)) or (not job.trains_all and not distributed):
             continue
-        layout = replace(split, recompute=recompute, moment_bytes=moment_bytes)
+        yield replace(
+            split,
+            recompute=recompute,
+            moment_bytes=moment_bytes,
+            distributed_optimizer=distributed,
+            fp8_params=split.fp8_params and distributed,
+        )
+
+
+def _smallest_change(job: Job, split: Layout, constants: Constants) -> Estimate:
+    """The split in the first form that fits, else in its smallest."""
+    smallest: tuple[float, Layout, Memory] | None = None
+    for layout in forms(job, split):
         needed = memory(job, layout)
-        fits = job.gpu.memory - needed.worst.total >= SPARE_GB * GIB
-        if fits:
-            break
-    return Estimate(job, layout, needed, step_time(job, layout, constants)), fits
+        if job.gpu.memory - needed.worst.total >= SPARE_GB * GIB:
+            return Estimate(job, layout, needed, step_time(job, layout, constants))
+        if smallest is None or needed.worst.total < smallest[0]:
+            smallest = needed.worst.total, layout, needed
+    assert smallest is not None
+    return Estimate(job, smallest[1], smallest[2], step_time(job, smallest[1], constants))
+
+
+def _estimate(job: Job, layout: Layout, constants: Constants) -> Estimate:
+    return Estimate(job, layout, memory(job, layout), step_time(job, layout, constants))
 
 
 def _rule(reason: str) -> str:

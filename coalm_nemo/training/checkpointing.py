@@ -19,6 +19,7 @@ import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue, AsyncRequest
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
+from torch.distributed.checkpoint.api import CheckpointException
 
 from coalm_nemo.checkpoint import layout
 from coalm_nemo.checkpoint.lora import AdapterInfo, write_adapter_info
@@ -26,12 +27,19 @@ from coalm_nemo.checkpoint.torch_dist import read_metadata
 from coalm_nemo.errors import UserError
 from coalm_nemo.models.gpt import LlamaModel
 from coalm_nemo.models.lora import is_adapter_key
+from coalm_nemo.training import fp8_state
 from coalm_nemo.training.callbacks.base import SaveNote
 from coalm_nemo.training.setup import Trainee, inner_optimizers
 
 SHARDING = {"distrib_optim_sharding_type": "fully_reshardable"}
 WRITERS_PER_RANK = 2
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
+RESERVE_BYTES = 2**26
+"""Kept free for the small files that rank 0 writes last; less where the checkpoint itself is small."""
+
+
+class SaveFailed(Exception):
+    """A checkpoint could not be written; every rank raises it, rank 0 with the reason."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +124,7 @@ class Checkpointer:
         milestone_steps: int = 0,
         asynchronous: bool = False,
         adapter: AdapterInfo | None = None,
+        delayed_scaling: bool = False,
         on_saved: Callable[[SaveNote], None] = lambda note: None,
         warn: Callable[[str], None] = lambda sentence: None,
     ) -> None:
@@ -126,8 +135,13 @@ class Checkpointer:
         self.milestone_steps = milestone_steps
         self.queue = AsyncCallsQueue(persistent=False) if asynchronous else None
         self.adapter = adapter
+        self.delayed_scaling = delayed_scaling
+        self.scales: dict[str, torch.Tensor] = {}
         self.on_saved = on_saved
         self.warn = warn
+        self.save_seconds: list[float] = []
+        """Of this process's saves; rank 0 alone knows them."""
+        self._pending: tuple[int, bool] = (0, False)
         # Weights, and in fp32 the masters and Adam's two moments.
         self.expected_bytes = parameters * (_DTYPE_BYTES[dtype] + 3 * 4)
         self.rank = torch.distributed.get_rank()
@@ -135,36 +149,55 @@ class Checkpointer:
     def save(self, trainee: Trainee, progress: Progress, *, required: bool = False) -> None:
         """Write a checkpoint; in the background if asked. All ranks call it at the same step.
 
-        Where the disk lacks room the save is skipped with a warning and training goes on; a `required` one (the last
-        of the run) raises UserError.
+        What cannot be saved (no room, a file system that fails) is told as a warning, the checkpoints before it stay, and
+        training goes on; for a `required` one (the last of the run) it raises UserError.
         """
         self.wait()
-        if problem := self._no_room():
-            if required:
-                raise UserError(f"step {progress.step} cannot be saved: {problem}")
-            self.warn(f"step {progress.step} is not saved: {problem}")
-            return
         started = time.monotonic()
+        self._pending = (progress.step, required)
         final = self.directory / checkpoint_name(progress.step)
         aside = self.directory / f".{final.name}.partial"
-        if self.rank == 0:
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir(parents=True)
-        torch.distributed.barrier()
+        if problem := self._no_room(aside):
+            self._not_saved(problem)
+            return
+        if self.delayed_scaling:
+            self.scales = fp8_state.gather(trainee.models())
         request = self._request(trainee, aside)
+        request.finalize_fns.insert(0, lambda: _reserve(aside).unlink(missing_ok=True))
         request.add_finalize_fn(lambda: self._finish(aside, final, progress, started))
         if self.queue is None:
-            request.execute_sync()
+            self._told(request.execute_sync)
         else:
             self.queue.schedule_async_request(request)
 
-    def _no_room(self) -> str | None:
-        """Rank 0 looks, all ranks hear the same answer."""
+    def _told(self, work: Callable[[], object]) -> None:
+        """Do what saves; a failure, on which all ranks agree, becomes a warning or a UserError."""
+        try:
+            work()
+        except CheckpointException as e:
+            self._not_saved(next((str(error) for error, _ in e.failures.values()), "another rank knows why"))
+        except SaveFailed as e:
+            self._not_saved(str(e))
+
+    def _not_saved(self, problem: str) -> None:
+        step, required = self._pending
+        if self.rank == 0:
+            shutil.rmtree(self.directory / f".{checkpoint_name(step)}.partial", ignore_errors=True)
+        if required:
+            raise UserError(f"step {step} cannot be saved: {problem}")
+        self.warn(f"step {step} is not saved: {problem}")
+
+    def _no_room(self, aside: Path) -> str | None:
+        """Rank 0 looks and makes the directory, all ranks hear the same answer."""
         answer: list[str | None] = [None]
         if self.rank == 0:
             try:
+                shutil.rmtree(aside, ignore_errors=True)
                 layout.ensure_free_space(self.directory, self.expected_bytes)
-            except UserError as e:
+                aside.mkdir(parents=True)
+                with _reserve(aside).open("wb") as file:  # a quota shows in no free space
+                    os.posix_fallocate(file.fileno(), 0, min(RESERVE_BYTES, self.expected_bytes // 50 + 1))
+            except (UserError, OSError) as e:
                 answer = [str(e)]
         torch.distributed.broadcast_object_list(answer, src=0)
         return answer[0]
@@ -182,12 +215,21 @@ class Checkpointer:
 
     def _finish(self, aside: Path, final: Path, progress: Progress, started: float) -> None:
         """Hash what this rank wrote; rank 0 adds the side files and the manifest, then renames."""
-        digests = {p.name: layout.sha256_of(p) for p in aside.glob(f"__{self.rank}_*.distcp")}
+        try:
+            mine: Any = {p.name: layout.sha256_of(p) for p in aside.glob(f"__{self.rank}_*.distcp")}
+        except OSError as e:
+            mine = str(e)
         everyone: list[Any] = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(everyone, digests)
-        if self.rank == 0:
-            self._publish(aside, final, progress, {k: v for d in everyone for k, v in d.items()}, started)
-        torch.distributed.barrier()
+        torch.distributed.all_gather_object(everyone, mine)
+        problem = [next((told for told in everyone if isinstance(told, str)), None)]
+        if self.rank == 0 and problem[0] is None:
+            try:
+                self._publish(aside, final, progress, {k: v for d in everyone for k, v in d.items()}, started)
+            except OSError as e:
+                problem = [str(e)]
+        torch.distributed.broadcast_object_list(problem, src=0)
+        if problem[0] is not None:
+            raise SaveFailed(problem[0])
 
     def _publish(self, aside: Path, final: Path, progress: Progress, digests: dict[str, str], started: float) -> None:
         shutil.copytree(self.hf_source, aside / "hf", dirs_exist_ok=True)
@@ -202,30 +244,33 @@ class Checkpointer:
         layout.write_info(aside, info)
         if self.adapter is not None:
             write_adapter_info(aside, self.adapter)
+        if self.scales:
+            fp8_state.write(aside, self.scales)
         layout.write_manifest(aside, digests)
         shutil.rmtree(final, ignore_errors=True)
         os.rename(aside, final)
         layout.fsync_path(self.directory)
         self._prune()
         size = sum(p.stat().st_size for p in final.rglob("*") if p.is_file())
-        self.on_saved(SaveNote(progress.step, str(final), size, time.monotonic() - started))
+        self.save_seconds.append(time.monotonic() - started)
+        self.on_saved(SaveNote(progress.step, str(final), size, self.save_seconds[-1]))
 
     def _prune(self) -> None:
         """Delete what is older than the last K and no milestone."""
         for path in list_checkpoints(self.directory)[: -self.keep_last]:
             step = int(path.name.removeprefix("step_"))
             if not (self.milestone_steps and step % self.milestone_steps == 0):
-                shutil.rmtree(path)
+                shutil.rmtree(path, ignore_errors=True)
 
     def poll(self) -> None:
         """Finish a background save if it is done. All ranks call it at the same step."""
-        if self.queue is not None:
-            self.queue.maybe_finalize_async_calls(blocking=False)
+        if (queue := self.queue) is not None:
+            self._told(lambda: queue.maybe_finalize_async_calls(blocking=False))
 
     def wait(self) -> None:
         """Finish a background save."""
-        if self.queue is not None:
-            self.queue.maybe_finalize_async_calls(blocking=True)
+        if (queue := self.queue) is not None:
+            self._told(lambda: queue.maybe_finalize_async_calls(blocking=True))
 
     def newest_sound(self) -> Path | None:
         """The newest checkpoint whose files match its manifest; every rank checks a share of each.
@@ -279,6 +324,10 @@ class Checkpointer:
         unshare_adam_steps(trainee.optimizer)
         info = layout.read_info(path)
         return Progress(info.step, info.consumed_items, info.data_fingerprint)
+
+
+def _reserve(aside: Path) -> Path:
+    return aside / ".reserve"
 
 
 def create_adam_state(optimizer: Any) -> None:

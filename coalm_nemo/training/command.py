@@ -7,7 +7,7 @@ from pathlib import Path
 
 from coalm_nemo.config import RunConfig, build_config, to_yaml
 from coalm_nemo.errors import UserError
-from coalm_nemo.models.llama import LlamaConfig
+from coalm_nemo.training.dry_run import explain_full_size, usual_gpus
 from coalm_nemo.training.ranks import ranks_from_environment
 from coalm_nemo.validate import check_run
 from recipes import load_recipe
@@ -20,11 +20,13 @@ def train_command(
     run = build_config(load_recipe(recipe), files, overrides)
     for name, value in run.run.environment.items():
         os.environ.setdefault(name, value)
-    if gpus:
-        if not dry_run:
-            raise UserError("--gpus goes with --dry-run; a run has as many GPUs as srun or torchrun start ranks")
-        return explain_full_size(run, gpus)
+    if gpus and not dry_run:
+        raise UserError("--gpus goes with --dry-run; a run has as many GPUs as srun or torchrun start ranks")
+    if gpus < 0:
+        raise UserError(f"--gpus is {gpus}; it must be at least 1, or 0 for the recipe's own")
     ranks = ranks_from_environment()
+    if dry_run and ranks.world_size == 1 and not nproc and (gpus := gpus or usual_gpus(run, recipe)):
+        return explain_full_size(run, recipe, gpus)
     if nproc and ranks.world_size > 1:
         raise UserError(
             f"--nproc {nproc} inside a {ranks.source} launch of {ranks.world_size} ranks; leave --nproc out"
@@ -42,31 +44,6 @@ def train_command(
     from coalm_nemo.training.worker import run_worker
 
     return run_worker(run)
-
-
-def explain_full_size(run: RunConfig, gpus: int) -> int:
-    """The resolved run, and every one of its ranks built without memory."""
-    from coalm_nemo.training.full_size import build_full_size, report
-    from coalm_nemo.training.worker import quiet_libraries
-
-    quiet_libraries()
-    llama = shape_of(run)
-    print(to_yaml(run))
-    print(f"# derived, for {gpus} ranks")
-    for note in check_run(run, llama, gpus).derived:
-        print(f"# {note.name}: {note.value}  ({note.why})")
-    report(run, build_full_size(run, llama, gpus))
-    return 0
-
-
-def shape_of(run: RunConfig) -> LlamaConfig:
-    """The model's shape from its directory, or by the name in `model.shape` where no model is at hand."""
-    from coalm_nemo.planning.shapes import find_shape
-    from coalm_nemo.training.prepare import read_llama
-
-    if run.model.shape and not run.model.hf_path and not run.model.checkpoint:
-        return find_shape(run.model.shape)[1]
-    return read_llama(run)
 
 
 def check_inputs(run: RunConfig, world_size: int) -> None:

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 
 from coalm_nemo.config import RunConfig
-from coalm_nemo.data.batch import MicroBatch, Shape, build_micro_batch
+from coalm_nemo.data.batch import MicroBatch, Shape, Sources, build_micro_batch
 from coalm_nemo.data.packing import pack_rows_flat
 from coalm_nemo.data.sampler import NO_ITEM, items_at, rank_items
+from coalm_nemo.data.shards import ShardSet
 from coalm_nemo.data.tokens import RowSet
 
 
@@ -45,6 +46,7 @@ class Feed:
         self.positions = rows.positions()
         self.items = self._items()
         self.supervised = rows.supervised()
+        self.sources = sources_of(rows) if run.logging.loss_by_source else None
 
     def _items(self) -> list[list[int]]:
         """Each item's rows: a pack, or a single row."""
@@ -97,9 +99,17 @@ class Feed:
                 batch.length,
                 self.shape,
                 device,
+                self.sources,
             )
             for micro in mine
         ]
+
+
+def sources_of(rows: RowSet) -> Sources | None:
+    """Where the rows of a built set came from; None where all came from one place."""
+    if not isinstance(rows, ShardSet) or len(rows.source_names()) < 2:
+        return None
+    return Sources(tuple(rows.source_names()), rows.sources())
 
 
 def total_steps(run: RunConfig, items: int) -> tuple[int, int | None]:

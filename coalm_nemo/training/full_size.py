@@ -19,8 +19,6 @@ from coalm_nemo.errors import UserError
 from coalm_nemo.models.llama import LlamaConfig
 from coalm_nemo.validate import check_run
 
-GB = 1e9
-
 
 @dataclass(frozen=True)
 class RankShare:
@@ -40,6 +38,8 @@ class RankShare:
     """Elements of the gradient buffers."""
     optimizer: int
     """Elements that this rank's optimizer keeps masters and moments of."""
+    fp8: int
+    """Of its parameters, those that an FP8 run multiplies in FP8."""
 
 
 @dataclass(frozen=True)
@@ -104,10 +104,11 @@ def _build(run: RunConfig, llama: LlamaConfig, world_size: int, rank: int) -> Ra
     from megatron.core import parallel_state
 
     from coalm_nemo.platform import Platform
+    from coalm_nemo.training.fake_groups import fake_world
     from coalm_nemo.training.setup import build_trainee
 
     platform = Platform("cpu", "gloo", transformer_engine=False)
-    with _fake_group(run, world_size, rank):
+    with fake_world(run, world_size, rank):
         trainee = build_trainee(llama, run, platform, 1, lambda models: None)
         models = trainee.models()
         parameters = [p for model in models for p in model.parameters()]
@@ -122,7 +123,17 @@ def _build(run: RunConfig, llama: LlamaConfig, world_size: int, rank: int) -> Ra
             sum(p.numel() for p in (parameters if first else split)),
             sum(buffer.numel for chunk in trainee.chunks for buffer in chunk.buffers),
             _optimizer_elements(trainee.optimizer),
+            sum(_fp8_elements(run, llama, model) for model in models) if run.precision.fp8 else 0,
         )
+
+
+def _fp8_elements(run: RunConfig, llama: LlamaConfig, model: Any) -> int:
+    """Weights of the fused linear layers (adapters stay BF16) of layers that are not kept in BF16."""
+    from coalm_nemo.models.lora import FUSED
+
+    start, end = run.precision.bf16_layers_at_start, llama.num_layers - run.precision.bf16_layers_at_end
+    layers = [layer for layer in model.decoder.layers if start < layer.layer_number <= end]  # counted from 1
+    return sum(layer.get_submodule(name).weight.numel() for layer in layers for name in FUSED)
 
 
 def _optimizer_elements(optimizer: Any) -> int:
@@ -131,44 +142,3 @@ def _optimizer_elements(optimizer: Any) -> int:
     return sum(
         p.numel() for inner in inner_optimizers(optimizer) for group in inner.param_groups for p in group["params"]
     )
-
-
-@contextmanager
-def _fake_group(run: RunConfig, world_size: int, rank: int) -> Iterator[None]:
-    """Process groups of `world_size` ranks, seen from `rank`, whose collectives do nothing."""
-    import torch
-    from megatron.core import parallel_state
-    from torch.testing._internal.distributed.fake_pg import FakeStore
-
-    from coalm_nemo.training.setup import initialize_parallel_state
-
-    torch.distributed.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
-    try:
-        initialize_parallel_state(run)
-        yield
-    finally:
-        parallel_state.destroy_model_parallel()
-        torch.distributed.destroy_process_group()
-
-
-def report(run: RunConfig, full: FullSize) -> None:
-    """A line a pipeline stage (its largest rank), in GB; weights as they are without FP8 parameters."""
-    from rich.console import Console
-    from rich.table import Table
-
-    weight = 4 if run.precision.weights == "float32" else 2
-    gradient = 4 if run.precision.gradients == "fp32" else 2
-    state = 4 + 2 * (4 if run.optimizer.moments == "fp32" else 2)  # masters and two moments
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("stage", "ranks", "layers", "parameters", "weights GB", "gradients GB", "optimizer GB"):
-        table.add_column(name, justify="right")
-    for stage in sorted({s.stage for s in full.shares}):
-        mine = [s for s in full.shares if s.stage == stage]
-        top = max(mine, key=lambda s: s.parameters)
-        sizes = (weight * top.parameters, gradient * top.gradients, state * max(s.optimizer for s in mine))
-        cells = [str(stage), str(len(mine)), str(sum(top.layers)), f"{top.parameters:,}"]
-        table.add_row(*cells, *(f"{size / GB:.1f}" for size in sizes))
-    console = Console(highlight=False)
-    console.print(table)
-    whole = f"; together the model's {full.parameters:,} parameters" if full.parameters else ""
-    console.print(f"{len(full.shares)} of {full.world_size} ranks built in {full.seconds:.1f} s{whole}")

@@ -62,13 +62,14 @@ def read_llama(run: RunConfig) -> LlamaConfig:
 def prepare(run: RunConfig, llama: LlamaConfig) -> Prepared:
     """Everything slow that one process can do for all. Raises UserError for bad rows or a bad model directory."""
     source = hf_source(run)
-    train, validation = _prepare_data(run, llama, source)
+    train, validation = prepare_data(run, llama, source)
     base = _prepare_base(run, source)
     side = _keep_side_files(run, source)
     return Prepared(base, side, train, validation)
 
 
-def _prepare_data(run: RunConfig, llama: LlamaConfig, source: Path) -> tuple[Path, Path | None]:
+def prepare_data(run: RunConfig, llama: LlamaConfig, source: Path) -> tuple[Path, Path | None]:
+    """Where the tokenised rows are, (train, validation): made if they are not there yet, checked if they are a set."""
     if not run.data.train:
         raise UserError("give data.train=ROWS.jsonl, or a set of `coalm data build`")
     if Path(run.data.train).is_dir():

@@ -32,6 +32,8 @@ class StepResult:
     learning_rate: float
     stop_asked: bool
     """Some rank was told to stop."""
+    source_losses: tuple[float | None, ...] = ()
+    """Mean over each source's supervised tokens, None for one that has none here; empty where it is not logged."""
 
 
 def train_step(
@@ -46,7 +48,7 @@ def train_step(
         chunk.zero_grad_buffer()
     trainee.optimizer.zero_grad()
     losses = run_schedule(trainee.chunks, batches, length, forward_only=False)
-    loss, tokens, stopping = reduce_losses(losses, device, stop)
+    loss, tokens, stopping, by_source = reduce_losses(losses, device, stop, batches[0].source_count)
     if not math.isfinite(loss):
         raise NonFiniteError(f"the loss is {loss}")
     learning_rate = float(trainee.optimizer.param_groups[0]["lr"])
@@ -54,7 +56,7 @@ def train_step(
     if not math.isfinite(grad_norm):
         raise NonFiniteError(f"the gradient norm is {grad_norm}")
     trainee.scheduler.step(increment=1)
-    return StepResult(loss, tokens, float(grad_norm), learning_rate, stopping)
+    return StepResult(loss, tokens, float(grad_norm), learning_rate, stopping, by_source)
 
 
 def evaluate(trainee: Trainee, batches: list[MicroBatch], length: int, device: torch.device) -> tuple[float, int]:
@@ -65,7 +67,7 @@ def evaluate(trainee: Trainee, batches: list[MicroBatch], length: int, device: t
         losses = run_schedule(trainee.chunks, batches, length, forward_only=True)
     for chunk in trainee.chunks:
         chunk.train()
-    mean, tokens, _ = reduce_losses(losses, device, stop=False)
+    mean, tokens, _, _ = reduce_losses(losses, device, False, batches[0].source_count)
     return mean * tokens, tokens
 
 
@@ -93,27 +95,40 @@ def forward_step(batches: Iterator[MicroBatch], model: Any) -> tuple[Tensor, Any
         labels=batch.labels,
         packed_seq_params=batch.packed_seq_params,
     )
-    return output, partial(supervised_loss, batch.loss_mask)
+    return output, partial(supervised_loss, batch)
 
 
-def supervised_loss(loss_mask: Tensor, losses: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """losses, mask [b, s] -> (summed loss, supervised tokens, [sum, tokens] for the log).
+def supervised_loss(batch: MicroBatch, losses: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """losses [b, s] -> (summed loss, supervised tokens, for the log [sum, tokens, sum of each source, tokens of each]).
 
     With `calculate_per_token_loss` megatron-core divides the gradients by the global number of tokens at the end.
     """
-    total = (losses.float() * loss_mask).sum()
-    tokens = loss_mask.sum()
+    masked = losses.float() * batch.loss_mask
+    total, tokens = masked.sum(), batch.loss_mask.sum()
     # The schedule changes the loss in place: what is logged has to be a copy.
     report = torch.stack([total.detach().double(), tokens.double()])
+    if batch.sources is not None:
+        report = torch.cat([report, by_source(batch, masked.detach()), by_source(batch, batch.loss_mask)])
     return total, tokens.int(), report
 
 
-def reduce_losses(losses: list[Tensor], device: torch.device, stop: bool) -> tuple[float, int, bool]:
-    """Mean loss, supervised tokens and "somebody was told to stop" over the world, in one collective."""
-    totals = torch.zeros(3, dtype=torch.float64, device=device)
+def by_source(batch: MicroBatch, values: Tensor) -> Tensor:
+    """Sums of values [b, s] over each source's positions: fp64 [sources]."""
+    assert batch.sources is not None
+    sums = torch.zeros(batch.source_count, dtype=torch.float64, device=values.device)
+    return sums.index_add_(0, batch.sources.flatten(), values.flatten().double())
+
+
+def reduce_losses(
+    losses: list[Tensor], device: torch.device, stop: bool, sources: int = 0
+) -> tuple[float, int, bool, tuple[float | None, ...]]:
+    """Mean loss, supervised tokens, "somebody was told to stop" and each source's mean loss over the world, in one
+    collective."""
+    totals = torch.zeros(3 + 2 * sources, dtype=torch.float64, device=device)
     if losses and parallel_state.get_tensor_model_parallel_rank() == 0:
-        totals[:2] = torch.stack(losses).sum(0)
-    totals[2] = float(stop)
+        totals[1:] = torch.stack(losses).sum(0)
+    totals[0] = float(stop)
     torch.distributed.all_reduce(totals)
-    loss_sum, tokens, stops = totals.tolist()
-    return loss_sum / max(tokens, 1.0), int(tokens), stops > 0
+    stops, loss_sum, tokens, *rest = totals.tolist()
+    means = tuple(s / n if n else None for s, n in zip(rest[:sources], rest[sources:], strict=True))
+    return loss_sum / max(tokens, 1.0), int(tokens), stops > 0, means

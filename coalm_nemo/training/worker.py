@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +23,7 @@ from coalm_nemo.models.llama import LlamaConfig
 from coalm_nemo.platform import Platform, choose_platform
 from coalm_nemo.training import feed as feeding
 from coalm_nemo.training.callbacks.base import Callback, RunStart, SaveNote
+from coalm_nemo.training.in_training_eval import HeldOut, InTrainingEval, read_held_out
 from coalm_nemo.training.prepare import Prepared, prepare, read_llama
 from coalm_nemo.training.ranks import Ranks, ToldByRankZero, first_rank_does, meet, ranks_from_environment
 from coalm_nemo.validate import Layout, check_run
@@ -32,20 +35,25 @@ EXIT_CODES = {"finished": 0, "stopped": EXIT_STOPPED, "non-finite": EXIT_NON_FIN
 
 
 def run_worker(run: RunConfig) -> int:
-    """Train on this rank; returns the exit code.
-
-    A UserError is printed by rank 0, and by one rank of a node that has a trouble of its own (a path that is not there).
-    """
+    """Train on this rank; returns the exit code."""
     ranks = ranks_from_environment()
     quiet_libraries()
     one_thread_a_rank()
+    return report_user_errors(ranks, lambda: train(run, ranks), "train")
+
+
+def report_user_errors(ranks: Ranks, work: Callable[[], int], verb: str) -> int:
+    """The exit code of `work`, 2 for a UserError.
+
+    It is printed by rank 0, and by one rank of a node that has a trouble of its own (a path that is not there).
+    """
     try:
-        return train(run, ranks)
+        return work()
     except UserError as e:
         if ranks.first:
-            print(f"coalm train: {e}", file=sys.stderr)
+            print(f"coalm {verb}: {e}", file=sys.stderr)
         elif ranks.local_rank == 0 and not isinstance(e, ToldByRankZero):
-            print(f"coalm train: {e} (rank {ranks.rank} on {socket.gethostname()})", file=sys.stderr)
+            print(f"coalm {verb}: {e} (rank {ranks.rank} on {socket.gethostname()})", file=sys.stderr)
         return EXIT_USER_ERROR
 
 
@@ -57,23 +65,35 @@ def train(run: RunConfig, ranks: Ranks) -> int:
     platform.refuse(run.precision.dtype, run.optimizer.moments)
     store = meet(ranks, run.data.prepare_timeout_s)
     prepared = Prepared.from_json(first_rank_does(store, ranks, "prepare", lambda: prepare(run, llama).to_json()))
+    held_out = HeldOut.none()
+    if run.evaluation.every_steps:
+        text = first_rank_does(store, ranks, "evaluation", lambda: read_held_out(run, prepared.hf_source).to_json())
+        held_out = HeldOut(**json.loads(text))
 
     from coalm_nemo.training.setup import start_process_groups, stop_process_groups
 
     start_process_groups(run, platform, ranks, store)
     try:
-        return _train(run, ranks, llama, layout, platform, prepared)
+        return _train(run, ranks, llama, layout, platform, prepared, held_out)
     finally:
         stop_process_groups()
 
 
 def _train(
-    run: RunConfig, ranks: Ranks, llama: LlamaConfig, layout: Layout, platform: Platform, prepared: Prepared
+    run: RunConfig,
+    ranks: Ranks,
+    llama: LlamaConfig,
+    layout: Layout,
+    platform: Platform,
+    prepared: Prepared,
+    questions: HeldOut,
 ) -> int:
     from coalm_nemo.models.lora import num_parameters
+    from coalm_nemo.training.calibration import restore_or_calibrate, wants_calibration
     from coalm_nemo.training.checkpointing import Checkpointer, Progress, load_model_state
     from coalm_nemo.training.loop import Loop
     from coalm_nemo.training.setup import build_trainee, warmup_steps
+    from coalm_nemo.training.throughput import Meter
 
     device = platform.device(ranks.local_rank)
     rows, held_out = open_rows(run, prepared)
@@ -90,6 +110,7 @@ def _train(
         milestone_steps=run.checkpoint.milestone_interval_steps,
         asynchronous=run.checkpoint.async_save,
         adapter=_adapter_info(run, prepared),
+        delayed_scaling=wants_calibration(run),
         on_saved=lambda note: _tell_saved(callbacks, note),
         warn=lambda sentence: _warn(callbacks, sentence),
     )
@@ -107,15 +128,23 @@ def _train(
     if newest:
         progress = checkpointer.restore(trainee, newest)
         _check_same_data(progress, feed, newest)
+    if wants_calibration(run):
+        restore_or_calibrate(trainee, feed, device, newest)
     trainee.scheduler.step(increment=progress.step)
-    start = RunStart(
-        run, layout, len(feed.rows), len(feed.items), feed.fill(), progress.step, steps, warmup_steps(run, steps)
+    meter = Meter(
+        run, llama, ranks.world_size, feed.positions, feed.fill(), device, lambda sentence: _warn(callbacks, sentence)
     )
+    start = RunStart(
+        run, layout, len(feed.rows), len(feed.items), feed.fill(), progress.step, steps, warmup_steps(run, steps),
+        tuple(meter.lines()),
+    )  # fmt: skip
     if ranks.first:
         (Path(run.run.dir) / "run.yaml").write_text(to_yaml(run))
     for callback in callbacks:
         callback.on_start(start)
-    ended = Loop(run, trainee, feed, validation, checkpointer, callbacks, device, steps, end).run(progress)
+    quiz = InTrainingEval(questions, run, prepared.hf_source, layout.sequence_multiple, device) if questions else None
+    loop = Loop(run, trainee, feed, validation, checkpointer, callbacks, device, steps, end, meter, quiz)
+    ended = loop.run(progress)
     for callback in callbacks:
         callback.on_end(ended)
     return EXIT_CODES[ended.status]
@@ -160,13 +189,16 @@ def _feed(run: RunConfig, layout: Layout, rows: RowSet, *, shuffle: bool) -> fee
 def make_callbacks(run: RunConfig) -> list[Callback]:
     """Those who watch this run."""
     from coalm_nemo.training.callbacks.console import Console
+    from coalm_nemo.training.callbacks.events_file import EventsFile
     from coalm_nemo.training.callbacks.metrics_file import MetricsFile
     from coalm_nemo.training.callbacks.weights_and_biases import WeightsAndBiases
 
     run_dir = Path(run.run.dir)
-    callbacks: list[Callback] = [Console(run.logging.console_interval_steps), MetricsFile(run_dir / "metrics.jsonl")]
-    if run.logging.wandb != "disabled":
-        callbacks.append(WeightsAndBiases(run_dir))
+    console = Console(run.logging.console_interval_steps)
+    warn = console.on_warning
+    callbacks: list[Callback] = [console, MetricsFile(run_dir / "metrics.jsonl", warn), EventsFile(run_dir, warn)]
+    if run.logging.wandb != "disabled":  # after the events, which count the starts
+        callbacks.append(WeightsAndBiases(run_dir, warn, finish_s=run.logging.wandb_finish_s))
     return callbacks
 
 

@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 
-from coalm_nemo.config import RunConfig
+from coalm_nemo.config import RunConfig, build_config
 from coalm_nemo.errors import UserError
 from coalm_nemo.planning.command import PlanRequest, layout_of, make_job, plan_command
-from coalm_nemo.planning.job import Layout
+from coalm_nemo.planning.explain import PARTS
+from coalm_nemo.planning.job import PROJECTIONS, Layout
 from coalm_nemo.planning.shapes import SHAPES, find_shape
+from coalm_nemo.validate import check_run
+from recipes import load_recipe
 
 KEYS = {"tensor", "pipeline", "virtual_pipeline", "context", "micro_batch", "tokens_per_s_per_gpu", "memory_gb",
         "bubble_fraction", "step_s"}  # fmt: skip
@@ -67,10 +70,10 @@ def test_a_recipe_fills_in_what_the_words_leave_open() -> None:
     run.batch.global_size, run.train.seq_len_tokens, run.precision.dtype = 96, 2048, "bf16"
     job = make_job(PlanRequest(gpus=32), run)
     assert (job.name, job.global_batch, job.seq_len_tokens, job.precision, job.task) == ("70b", 96, 2048, "bf16", "sft")
-    assert make_job(PlanRequest(gpus=32, precision="fp8", method="lora"), run).lora_targets == "all"
+    assert make_job(PlanRequest(gpus=32, precision="fp8", method="lora"), run).adapted == set(PROJECTIONS)
     assert make_job(PlanRequest(gpus=32, task="lora"), run).lora_targets == "qkv"
     run.parallel.tensor, run.parallel.pipeline, run.precision.fp8_params = 4, 2, True
-    assert layout_of(run) == Layout(4, 2, gradient_bytes=4)
+    assert layout_of(run) == Layout(4, 2, gradient_bytes=4, overlap_grad_reduce=False, overlap_param_gather=False)
 
 
 def test_a_lora_recipe_is_planned_as_one() -> None:
@@ -78,9 +81,9 @@ def test_a_lora_recipe_is_planned_as_one() -> None:
     run.model.shape, run.precision.dtype = "70b", "fp8_current"
     run.lora.rank, run.lora.targets = 8, ["q", "v"]
     job = make_job(PlanRequest(gpus=8), run)
-    assert (job.task, job.lora_rank, job.lora_targets, job.precision) == ("lora", 8, "qkv", "fp8")
+    assert (job.task, job.lora_rank, job.adapted, job.precision) == ("lora", 8, {"q", "v"}, "fp8")
     run.lora.targets = ["q", "k", "v", "o", "gate", "up", "down"]
-    assert make_job(PlanRequest(gpus=8), run).lora_targets == "all"
+    assert make_job(PlanRequest(gpus=8), run).adapted == set(PROJECTIONS)
     assert make_job(PlanRequest(gpus=8, method="full"), run).task == "sft"
     assert make_job(PlanRequest(gpus=8, task="pretrain"), run).task == "pretrain"
 
@@ -106,7 +109,13 @@ def test_a_model_by_name_or_by_its_config(tmp_path: Path) -> None:
         ({"model": "8b", "gpus": 8, "method": "qlora"}, "--method qlora"),
         ({"model": "8b", "gpus": 8, "method": "full", "task": "lora"}, "do not agree"),
         ({"model": "8b", "gpus": 8, "precision": "int4"}, "--precision int4"),
+        ({"model": "8b", "gpus": 8, "precision": "fp8_emulated_current"}, "--precision fp8_emulated_current"),
         ({"model": "8b", "gpus": 8, "layout": "tensor=16"}, "not legal"),
+        ({"model": "8b", "gpus": 8, "seq_len_tokens": 4097}, "no layout of 8b is legal on 8 .*tokens do not divide"),
+        (
+            {"model": "8b", "gpus": 8, "layout": "distributed_optimizer=false"},
+            "FP8 parameters need the distributed optimizer",
+        ),
         ({"model": "405b", "gpus": 16}, "no layout of 405b fits on 16"),
         ({"model": "8b", "gpus": 7, "global_batch": 5}, "no layout of 8b is legal"),
     ],
@@ -120,6 +129,40 @@ def test_bad_input_is_one_sentence(words: dict[str, Any], part: str) -> None:
 def test_a_picture_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan_command(PlanRequest(model="8b", gpus=8), top=2, picture=tmp_path / "plan.png")
     assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_page_shows_memory_by_stage_and_time_by_cause(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every stage of the best layout with its reserve told apart; the parts of a line add up to its total."""
+    plan_command(PlanRequest(model="405b", gpus=128), top=1)
+    out = capsys.readouterr().out
+    table = out[out.index("by part and pipeline stage") :].splitlines()[2:18]
+    for stage, line in enumerate(table):
+        number, *parts, total, spare = map(float, line.split())
+        assert (number, len(parts)) == (stage, len(PARTS))
+        assert sum(parts) == pytest.approx(total, abs=0.06 * len(parts))
+        assert total + spare == pytest.approx(79.1, abs=0.11)
+    assert "matrix products" in out and "GPUh" in out
+
+
+def test_json_has_every_stage(capsys: pytest.CaptureFixture[str]) -> None:
+    (one,) = plan(capsys, model="405b", gpus=128, layout="tensor=8,pipeline=16,moment_bytes=2")
+    assert list(one["memory_stages_gb"]) == [str(r) for r in range(16)]
+    assert one["memory_stages_gb"][str(one["memory_worst_stage"])] == one["memory_parts_gb"]
+    assert {"nccl", "fragmentation", "cuda"} < one["memory_parts_gb"].keys()
+
+
+@pytest.mark.parametrize("context", [1, 2, 4, 8])
+def test_a_written_layout_is_a_run_that_checks(
+    context: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Context parallelism cuts rows into 2 x its size, which packs are rounded to."""
+    run = load_recipe("coalm_8b")
+    words = PlanRequest(16, layout=f"tensor=2,context={context}")
+    plan_command(words, run, write=tmp_path / "new" / "layout.yaml")
+    made = build_config(load_recipe("coalm_8b"), [tmp_path / "new" / "layout.yaml"], [])
+    assert check_run(made, SHAPES["8b"], 16).world_size == 16
+    assert made.parallel.context == context
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["layout.yaml"]
 
 
 def test_planning_imports_nothing_heavy() -> None:

@@ -82,3 +82,40 @@ def test_the_kept_constants_are_believable() -> None:
     for name, (low, high) in RANGES.items():
         assert low < getattr(fitted(), name) < high
     assert set(RANGES) == set(Constants.__dataclass_fields__)
+
+
+def test_bf16_ends_cost_what_their_layers_cost() -> None:
+    """All layers in BF16 is a BF16 run but for what is gathered; two ends lie between, nearer to FP8."""
+    eight = step_time(JOB, LAYOUT, PRIOR)
+    ends = step_time(JOB, replace(LAYOUT, bf16_layers_at_start=1, bf16_layers_at_end=1), PRIOR)
+    every = step_time(JOB, replace(LAYOUT, bf16_layers_at_start=80), PRIOR)
+    bf16 = step_time(replace(JOB, precision="bf16"), LAYOUT, PRIOR)
+    assert eight.total < ends.total < every.total
+    assert every.total == pytest.approx(bf16.total, rel=1e-9)
+    micro_batches = LAYOUT.micro_batches(JOB)
+    fast, slow = (layer_time(replace(JOB, precision=p), LAYOUT, PRIOR) for p in ("fp8", "bf16"))
+    assert ends.linear - eight.linear == pytest.approx(micro_batches * (slow.linear - fast.linear))
+
+
+def test_weight_gradients_in_bf16_take_a_third_of_the_products_at_its_rate() -> None:
+    eight = layer_time(JOB, LAYOUT, PRIOR).linear
+    mixed = layer_time(JOB, replace(LAYOUT, fp8_weight_gradients=False), PRIOR).linear
+    sixteen = layer_time(replace(JOB, precision="bf16"), LAYOUT, PRIOR).linear
+    assert mixed == pytest.approx((2 * eight + sixteen) / 3)
+
+
+def test_what_does_not_overlap_is_exposed_in_full() -> None:
+    def exposed(**changes: bool) -> float:
+        return step_time(JOB, replace(LAYOUT, fp8_params=False, **changes), PRIOR).data_comm
+
+    both, neither = exposed(), exposed(overlap_grad_reduce=False, overlap_param_gather=False)
+    assert neither == pytest.approx(both / PRIOR.data_exposed)
+    assert both < exposed(overlap_grad_reduce=False) < neither
+    assert exposed(distributed_optimizer=False) == pytest.approx(both)  # BF16 both ways, or reduced twice
+
+
+def test_unpacked_rows_are_counted_as_full_sequences() -> None:
+    packed = Job(SHAPES["8b"], 8, 32, task="lora", precision="bf16")
+    padded = replace(packed, packed=False)
+    assert padded.attended == padded.seq_len_tokens > packed.attended
+    assert estimate(padded, Layout()).epoch_gpu_hours > 5 * estimate(packed, Layout()).epoch_gpu_hours

@@ -62,7 +62,9 @@ def test_packed_rows_count_their_own_squares() -> None:
 def test_lora_has_no_weight_gradients_but_all_of_attention() -> None:
     model = SHAPES["8b"]
     adapters = lora_parameters(model, 16)
-    assert adapters == 16 * ((4096 + 6144) + (4096 + 4096) + (4096 + 28672) + (14336 + 4096))
+    projections = [(4096, 4096), (4096, 1024), (4096, 1024), (4096, 4096), (4096, 14336), (4096, 14336), (14336, 4096)]
+    assert adapters == 16 * sum(i + o for i, o in projections)
+    assert lora_parameters(model, 16, "q,v") == 16 * ((4096 + 4096) + (4096 + 1024))
     linear = 32 * 2 * linear_parameters(model) + 2 * 4096 * 128256
     first_qkv = 2 * 4096 * 6144
     expected = 2 * linear - first_qkv + 32 * (3 * 2 * 4096 * 4096 * 0.5 * 2 + 3 * 2 * adapters)

@@ -116,3 +116,33 @@ def test_the_vocabulary_is_paid_at_the_ends() -> None:
     first, middle, last = (stage_memory(job, layout, r) for r in (0, 1, 3))
     assert first.weights == last.weights - 2 * model.hidden_size > middle.weights
     assert last.logits > 0 == first.logits == middle.logits
+
+
+def test_bf16_ends_hold_as_many_weight_bytes_and_more_activations() -> None:
+    """With FP8 parameters a weight is two bytes either way: FP8 and its transpose, or BF16."""
+    job, layout = Job(SHAPES["70b"], 32, 32), Layout(tensor=4, pipeline=4, virtual_pipeline=5)
+    ends = replace(layout, bf16_layers_at_start=2, bf16_layers_at_end=1)
+    for stage in range(4):
+        eight, mixed = (stage_memory(job, one, stage) for one in (layout, ends))
+        assert mixed.weights + mixed.fp8_copies == pytest.approx(eight.weights + eight.fp8_copies)
+        assert (mixed.fp8_copies < eight.fp8_copies) == (mixed.activations > eight.activations) == (stage in (0, 3))
+        assert (mixed.gradients, mixed.optimizer) == (eight.gradients, eight.optimizer)
+    apart = [stage_memory(job, replace(one, fp8_params=False), 0) for one in (layout, ends)]
+    assert apart[0].fp8_copies - apart[1].fp8_copies == pytest.approx(2 * 2 * 855_638_016 / 4)  # two layers' two copies
+
+
+def test_adapters_hold_what_is_whole_on_every_rank() -> None:
+    """q and v: A is [r, input] whole, B is [output / TP, r]; gradients of 4 bytes, 12 of optimizer over 4 replicas."""
+    job = Job(SHAPES["8b"], 8, 8, task="lora", precision="bf16", lora_rank=8, lora_targets="q,v")
+    parts = stage_memory(job, Layout(tensor=2, gradient_bytes=4), 0)
+    adapters = 32 * 8 * ((4096 + 4096 / 2) + (4096 + 1024 / 2))
+    assert parts.gradients == 4 * adapters
+    assert parts.optimizer == 12 * adapters / 4
+    assert parts.fp8_copies == 0
+
+
+def test_the_reserve_is_told_apart() -> None:
+    parts = stage_memory(Job(SHAPES["8b"], 8, 8), Layout(tensor=2), 0)
+    assert parts.reserve == parts.nccl + parts.fragmentation + parts.cuda
+    assert parts.total == parts.allocated + parts.reserve
+    assert stage_memory(Job(SHAPES["8b"], 1, 8), Layout(), 0).nccl == 0

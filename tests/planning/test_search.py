@@ -31,6 +31,10 @@ def as_run(job: Job, layout: Layout) -> RunConfig:
     run.parallel.count_embedding_and_loss = layout.count_embedding_and_loss
     run.batch.global_size, run.batch.micro_size = job.global_batch, layout.micro_batch
     run.train.seq_len_tokens, run.train.recompute = job.seq_len_tokens, layout.recompute
+    run.precision.dtype = "fp8_current" if job.precision == "fp8" else job.precision
+    run.precision.fp8_params = layout.fp8_params and job.precision == "fp8"
+    run.parallel.distributed_optimizer = layout.distributed_optimizer
+    run.optimizer.moments = "bf16" if layout.moment_bytes == 2 else "fp32"
     return run
 
 
@@ -66,14 +70,20 @@ def test_results_pass_the_checks_of_a_run_and_fit(job: Job) -> None:
         micro_batch=st.sampled_from([1, 2, 3]),
         count_embedding_and_loss=st.booleans(),
         sequence=st.booleans(),
+        distributed_optimizer=st.booleans(),
+        fp8_params=st.booleans(),
+        moment_bytes=st.sampled_from([2, 4]),
     ),
     st.sampled_from(list(SHAPES.values())),
     st.sampled_from([8, 24, 64, 128]),
     st.sampled_from([8, 48, 64]),
     st.sampled_from([4096, 4100]),
+    st.sampled_from(["bf16", "fp8"]),
 )
-def test_legality_is_that_of_a_run(layout: Layout, model, gpus: int, batch: int, tokens: int) -> None:  # type: ignore[no-untyped-def]
-    job = Job(model, gpus, batch, tokens)
+def test_legality_is_that_of_a_run(  # type: ignore[no-untyped-def]
+    layout: Layout, model, gpus: int, batch: int, tokens: int, precision: str
+) -> None:
+    job = Job(model, gpus, batch, tokens, precision=precision)
     try:
         check_run(as_run(job, layout), model, gpus)
         legal = True
@@ -114,6 +124,24 @@ def test_forms_are_chosen_only_where_needed() -> None:
     assert FOUND.fitting[0].layout.moment_bytes == 2
 
 
+def test_every_form_of_the_best_split_is_tried_and_explained() -> None:
+    """Recomputation x moments x distributed optimizer, less BF16 moments without it."""
+    best = FOUND.fitting[0]
+    tried = {(e.layout.recompute, e.layout.moment_bytes, e.layout.distributed_optimizer) for e in FOUND.forms}
+    assert len(FOUND.forms) == len(tried) == 9
+    for form in FOUND.forms:
+        assert not why_illegal(form.job, form.layout)
+        if form.layout == best.layout:
+            break
+        assert not form.fits
+    lines = "\n".join(why_others(FOUND, 10))
+    for words in ("FP32 moments, whole optimizer, BF16 parameters: needs", "recompute full:", "recompute selective:"):
+        assert words in lines
+    small = search(Job(SHAPES["8b"], 8, 64))
+    assert small.fitting[0].layout.distributed_optimizer
+    assert len(search(Job(SHAPES["8b"], 8, 64, task="lora", precision="bf16")).forms) == 3
+
+
 def test_a_layout_is_read_from_words() -> None:
     model = SHAPES["405b"]
     layout = parse_layout("tensor=8,pipeline=8,context=2,virtual_pipeline=8", Layout(), model)
@@ -129,6 +157,7 @@ def test_a_layout_is_read_from_words() -> None:
         ("recompute=some", "none, selective, full"),
         ("sequence=yes", "true or false"),
         ("tensor", "whole number"),
+        ("bf16_layers_at_start=-1", "whole number from 0 on"),
     ):
         with pytest.raises(UserError, match=part):
             parse_layout(text, Layout(), model)

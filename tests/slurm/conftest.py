@@ -11,8 +11,8 @@ from tests.slurm.cluster import Cluster, why_not
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Two nodes of four CPUs."""
+    """Five nodes of four CPUs and two GPUs that are none."""
     if reason := why_not():
         pytest.skip(f"no SLURM: {reason}")
-    with Cluster(tmp_path_factory.mktemp("slurm"), nodes=2) as cluster:
+    with Cluster(tmp_path_factory.mktemp("slurm")) as cluster:
         yield cluster

@@ -89,3 +89,102 @@ def test_padding_ties_adapters_and_some_ranks() -> None:
 def test_what_does_not_divide_is_refused() -> None:
     (refused,) = build(("405b", {}, ["parallel.pipeline=8"], 8, None))
     assert "126 layers do not divide" in str(refused)
+
+
+PLANNED = """
+import json, sys
+from dataclasses import replace
+from coalm_nemo.config import build_config
+from coalm_nemo.planning.shapes import SHAPES
+from coalm_nemo.training.full_size import build_full_size
+from coalm_nemo.training.full_size_report import built_bytes, planned_bytes
+from recipes import load_recipe
+found = []
+for recipe, words, gpus, ranks, changes in json.loads(sys.argv[1]):
+    run = build_config(load_recipe(recipe), [], words)
+    llama = replace(SHAPES[run.model.shape], **changes)
+    full = build_full_size(run, llama, gpus, ranks)
+    for stage in sorted({s.stage for s in full.shares}):
+        built = built_bytes(run, [s for s in full.shares if s.stage == stage])
+        planned = planned_bytes(run, llama, gpus, stage)
+        found.append([recipe, words, stage, built.off(planned), sum(s.fp8 for s in full.shares if s.stage == stage)])
+print(json.dumps(found))
+"""
+ENDS = ["precision.bf16_layers_at_start=1", "precision.bf16_layers_at_end=2"]
+
+
+def test_the_planner_has_the_bytes_that_are_built() -> None:
+    """Weights with their FP8 forms, gradients, optimizer, of whole-size stages: within 0.1 %."""
+    every = [
+        "parallel.distributed_optimizer=false",
+        "parallel.overlap_param_gather=false",
+        "precision.fp8_params=false",
+    ]
+    cases = [
+        ("coalm_8b", [], 8, [0], {}),
+        ("coalm_8b", ENDS, 8, [0], {}),
+        ("coalm_8b", [*ENDS, "precision.fp8_params=false"], 8, [0, 7], {}),
+        ("coalm_8b", every, 8, [3], {}),
+        ("coalm_70b", ["optimizer.moments=bf16"], 32, [0, 8, 31], {}),
+        ("coalm_405b", [], 128, [0, 8, 127], {}),
+        ("coalm_405b", ENDS, 128, [0, 8, 127], {}),
+        ("coalm_8b_lora", [], 4, [0], {}),
+        ("released_8b_lora", ["parallel.tensor=2"], 8, [0], {}),
+        ("coalm_70b_lora", ["lora.rank=8", "lora.targets=[o,down]"], 8, [0, 7], {}),
+        ("coalm_405b_lora", [], 32, [0, 31], {}),
+        ("coalm_8b", ["parallel.pipeline=2"], 8, [0, 7], {"tied_embeddings": True, "vocab_size": 128_255}),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", PLANNED, json.dumps(cases)], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert len(found) == 20
+    for recipe, words, stage, off, fp8 in found:
+        assert off < 1e-3, (recipe, words, stage, off)
+        assert bool(fp8) == ("lora" not in recipe)
+
+
+GROUPS = """
+import json, sys
+import torch
+from megatron.core import parallel_state
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from coalm_nemo.config import RunConfig
+from coalm_nemo.training.fake_groups import fake_world
+from coalm_nemo.training.setup import initialize_parallel_state
+run = RunConfig()
+run.parallel.tensor, run.parallel.pipeline, run.parallel.context, run.parallel.virtual_pipeline = 2, 4, 2, 2
+GETTERS = ("tensor_model_parallel", "pipeline_model_parallel", "data_parallel", "context_parallel", "model_parallel",
+           "embedding", "position_embedding", "tensor_and_data_parallel", "tensor_and_context_parallel")
+def seen():
+    groups = {}
+    for name in GETTERS:
+        try:
+            group = getattr(parallel_state, f"get_{name}_group")()
+        except AssertionError:
+            group = None
+        member = group is not None and group is not torch.distributed.GroupMember.NON_GROUP_MEMBER
+        groups[name] = torch.distributed.get_process_group_ranks(group) if member else None
+    both = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    groups["both"] = torch.distributed.get_process_group_ranks(both)
+    return groups
+result = []
+for rank in (0, 1, 21, 37, 63):
+    with fake_world(run, 64, rank):
+        quick = seen()
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=rank, world_size=64)
+    initialize_parallel_state(run)
+    result.append([quick, seen()])
+    parallel_state.destroy_model_parallel()
+    torch.distributed.destroy_process_group()
+print(json.dumps(result))
+"""
+
+
+def test_the_quick_groups_are_those_that_megatron_makes() -> None:
+    done = subprocess.run([sys.executable, "-c", GROUPS], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for quick, real in json.loads(done.stdout.splitlines()[-1]):
+        assert quick == real
+        assert len(real["data_parallel"]) == 4 and len(real["both"]) == 8

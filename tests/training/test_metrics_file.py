@@ -47,6 +47,7 @@ def test_a_line_a_step_at_once(tmp_path: Path) -> None:
     assert lines(path)[1] == {
         "step": 2, "lm_loss": 0.5, "grad_norm": 0.5, "learning_rate": 1e-3, "tokens": 10, "supervised_tokens": 4,
         "tokens_per_s": 100.0, "supervised_tokens_per_s": 40.0, "step_time_s": 0.1, "epoch": 0.2,
+        "time": 0.0, "fill": 1.0,
     }  # fmt: skip
 
 

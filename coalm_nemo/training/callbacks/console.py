@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from rich.console import Console as RichConsole
 
-from coalm_nemo.training.callbacks.base import Callback, EvalReport, RunEnd, RunStart, SaveNote, StepReport
+from coalm_nemo.training.callbacks.base import (
+    Callback,
+    EvalReport,
+    RunEnd,
+    RunStart,
+    SaveNote,
+    ScoresReport,
+    StepReport,
+)
 
 
 class Console(Callback):
@@ -20,6 +28,8 @@ class Console(Callback):
         self.total_steps = start.total_steps
         for note in start.layout.derived:
             self.out.print(f"  {note.name}: [bold]{note.value}[/bold]  ({note.why})")
+        for sentence in start.plan:
+            self.out.print(f"  {sentence}")
         packs = f" in {start.items} packs, {start.fill:.1%} full" if start.config.data.packing else ""
         self.out.print(f"  rows: [bold]{start.rows}[/bold]{packs}")
         begin = f"resuming after step {start.first_step}" if start.first_step else "starting"
@@ -32,15 +42,20 @@ class Console(Callback):
         )
         if report.step % self.interval_steps and report.step != self.total_steps:
             return
+        mfu = "" if report.mfu_causal is None else f"MFU {report.mfu_causal:.1%}  "
         left = duration(self.mean_step_s * (self.total_steps - report.step))
         self.out.print(
             f"step {report.step:>6}/{self.total_steps}  loss [bold]{report.lm_loss:.4f}[/bold]  "
             f"lr {report.learning_rate:.2e}  grad norm {report.grad_norm:.3f}  {report.tokens_per_s:,.0f} tokens/s  "
-            f"{report.supervised_tokens_per_s:,.0f} supervised/s  left {left}"
+            f"{report.supervised_tokens_per_s:,.0f} supervised/s  {mfu}left {left}"
         )
 
     def on_eval(self, report: EvalReport) -> None:
         self.out.print(f"step {report.step:>6}  validation loss [bold]{report.validation_loss:.4f}[/bold]")
+
+    def on_scores(self, report: ScoresReport) -> None:
+        values = "  ".join(f"{name} [bold]{value:.4g}[/bold]" for name, value in report.scores.items())
+        self.out.print(f"step {report.step:>6}  {values}")
 
     def on_save(self, note: SaveNote) -> None:
         rate = note.size_bytes / 1e9 / max(note.seconds, 1e-9)

@@ -4,30 +4,36 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from coalm_nemo.training.callbacks.base import Callback, EvalReport, RunEnd, RunStart, StepReport
+from coalm_nemo.training.callbacks.base import Callback, EvalReport, RunEnd, RunStart, ScoresReport, StepReport
+from coalm_nemo.training.callbacks.line_file import LineFile, to_stderr
 
 
 class MetricsFile(Callback):
     """Append as the run goes; each line is on disk before the next step starts."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, warn: Callable[[str], None] = to_stderr) -> None:
         self.path = Path(path)
-        self.file: TextIO | None = None
+        self.warn = warn
+        self.file: LineFile | None = None
 
     def on_start(self, start: RunStart) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         keep_until(self.path, start.first_step)
-        self.file = self.path.open("a", encoding="utf-8")
+        self.file = LineFile(self.path, self.warn)
 
     def on_step(self, report: StepReport) -> None:
-        self._write(asdict(report))
+        self._write({k: v for k, v in asdict(report).items() if v is not None})
 
     def on_eval(self, report: EvalReport) -> None:
         self._write({"step": report.step, "validation_loss": report.validation_loss})
+
+    def on_scores(self, report: ScoresReport) -> None:
+        self._write({"step": report.step} | {f"eval/{name}": value for name, value in report.scores.items()})
 
     def on_end(self, end: RunEnd) -> None:
         if self.file is not None:
@@ -36,8 +42,7 @@ class MetricsFile(Callback):
 
     def _write(self, line: dict[str, Any]) -> None:
         assert self.file is not None
-        self.file.write(json.dumps(line) + "\n")
-        self.file.flush()
+        self.file.write(line)
 
 
 def keep_until(path: Path, step: int) -> None:

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
+from coalm_nemo import chat_client
 from coalm_nemo.data.build import build
 from coalm_nemo.data.build_config import load_build_config
 from coalm_nemo.data.rows import Row
 from coalm_nemo.data.sources.base import Dropped
-from coalm_nemo.data.sources.cra import writer_client
 from coalm_nemo.data.sources.cra.dialogue import read_dialogues
 from coalm_nemo.data.sources.cra.turns import Turn
 from coalm_nemo.data.sources.cra.writer import parse_answer
@@ -35,7 +35,7 @@ Made = tuple[list[Row | Dropped], dict[str, int]]
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer_client, "FIRST_DELAY_S", 0.01)
+    monkeypatch.setattr(chat_client, "FIRST_DELAY_S", 0.01)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
 
@@ -254,8 +254,8 @@ def test_too_many_requests_then_success(world: Path, server: Endpoint, monkeypat
 
 
 def test_retry_after_may_be_a_date() -> None:
-    assert writer_client._retry_after_s("Wed, 01 Jan 2031 00:00:00 GMT") == writer_client.LONGEST_RETRY_AFTER_S
-    assert [writer_client._retry_after_s(text) for text in (None, "soon", "-3", "nan", "2")] == [0, 0, 0, 0, 2]
+    assert chat_client._retry_after_s("Wed, 01 Jan 2031 00:00:00 GMT") == chat_client.LONGEST_RETRY_AFTER_S
+    assert [chat_client._retry_after_s(text) for text in (None, "soon", "-3", "nan", "2")] == [0, 0, 0, 0, 2]
 
 
 def test_a_server_that_keeps_failing_leaves_the_words_as_they_were(world: Path, server: Endpoint) -> None:

@@ -21,12 +21,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from coalm_nemo.chat_client import ChatClient, OverBudget, check_base_url
 from coalm_nemo.data.sources.base import Block
 from coalm_nemo.data.sources.cra.schema import Schema
 from coalm_nemo.data.sources.cra.turns import Turn
 from coalm_nemo.data.sources.cra.writer_cache import WriterCache, default_cache_file
 from coalm_nemo.data.sources.cra.writer_checks import Evidence, evidence, fault_in
-from coalm_nemo.data.sources.cra.writer_client import OverBudget, WriterClient, check_base_url
 from coalm_nemo.errors import UserError
 
 FIELDS = {"thought": "thought", "thought_after": "thought_after", "response": "system"}
@@ -115,7 +115,7 @@ class Writer:
     def __init__(self, options: WriterOptions, schema: Schema) -> None:
         self.options, self.schema = options, schema
         self.cache = WriterCache(Path(options.cache).expanduser() if options.cache else default_cache_file())
-        self.client = WriterClient(options.url, options.retries, options.timeout_s)
+        self.client = ChatClient(options.url, options.retries, options.timeout_s)
         self.effort = Effort()
         self._lock = threading.Lock()
         self._counts: dict[tuple[Path, int], Counter[str]] = {}

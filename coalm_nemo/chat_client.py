@@ -1,4 +1,8 @@
-"""One request to an OpenAI-compatible endpoint, with retries: what it says, or why there is nothing."""
+"""One request to an OpenAI-compatible endpoint, with retries: what it says, or why there is nothing.
+
+Used by the writer that rewords CRA rows and by evaluation. The key is read from the environment at each request and sent
+to the given host alone: redirects are not followed.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +35,8 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 class Answer:
     text: str
     tokens: int
+    cut: bool = False
+    """The limit of tokens ended it."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,15 @@ class Fault:
 
 
 class OverBudget(Exception):
-    """The build may send no further request."""
+    """The caller may send no further request."""
+
+
+class Refused(UserError):
+    """The server understood the request and will not answer it."""
+
+    def __init__(self, sentence: str, status: int) -> None:
+        super().__init__(sentence)
+        self.status = status
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -55,14 +69,16 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
-class WriterClient:
+class ChatClient:
     """Used by many threads at once."""
 
-    def __init__(self, base_url: str, retries: int, timeout_s: float) -> None:
-        self.url = f"{check_base_url(base_url)}/chat/completions"
+    def __init__(self, base_url: str, retries: int, timeout_s: float, option: str = "writer") -> None:
+        """`option`: where the user gave the URL, for messages."""
+        self.url = f"{check_base_url(base_url, option)}/chat/completions"
+        self.option = option
         self.retries, self.timeout_s = retries, timeout_s
         self.stop = threading.Event()
-        """Set when the build ends for another reason: nothing is waited for any more."""
+        """Set when the caller ends for another reason: nothing is waited for any more."""
         local = urllib.parse.urlsplit(self.url).hostname in _LOOPBACK
         proxies = [urllib.request.ProxyHandler({})] if local else []
         self._opener = urllib.request.build_opener(_NoRedirect, *proxies)
@@ -70,7 +86,7 @@ class WriterClient:
     def ask(self, body: bytes, allowed: Callable[[], bool], reached: Callable[[], bool]) -> Answer | None:
         """None where every attempt failed. `allowed` is asked before each attempt; OverBudget where it says no.
 
-        Raises UserError where the server refuses, and where none is there and none ever was (`reached`).
+        Raises Refused where the server does so, UserError where none is there and none ever was (`reached`).
         """
         fault = Fault("was not asked")
         for attempt in range(self.retries + 1):
@@ -85,7 +101,7 @@ class WriterClient:
             if attempt < self.retries:
                 self.stop.wait(max(_backoff_s(attempt), fault.delay_s))
         if fault.nobody and not self.stop.is_set() and not reached():
-            raise UserError(f"the writer's endpoint {self.url} {fault.what}; is the server up, and `writer` its URL?")
+            raise UserError(f"the endpoint {self.url} {fault.what}; is the server up, and `{self.option}` its URL?")
         return None
 
     def _attempt(self, body: bytes) -> Answer | Fault:
@@ -109,20 +125,22 @@ class WriterClient:
     def _refused(self, error: urllib.error.HTTPError) -> Fault:
         if error.code in (408, 429) or error.code >= 500:
             return Fault(f"answered {error.code}", _retry_after_s(error.headers.get("Retry-After")))
-        raise UserError(f"the writer's endpoint {self.url} refused with {error.code}: {_message(error)}") from None
+        raise Refused(f"the endpoint {self.url} refused with {error.code}: {_message(error)}", error.code) from None
 
 
-def check_base_url(url: str) -> str:
-    """The URL without a final slash. It goes into the manifest, so nothing secret may be in it. Raises UserError."""
+def check_base_url(url: str, option: str = "writer") -> str:
+    """The URL without a final slash. It goes into manifests and scores, so nothing secret may be in it. Raises UserError."""
     try:
         parts = urllib.parse.urlsplit(url)
         valid = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
     except ValueError:
         valid = False
     if not valid or any(c.isspace() or not c.isprintable() for c in url):
-        raise UserError("writer is not a base URL; write one such as http://localhost:8000/v1")
+        raise UserError(f"{option} is not a base URL; write one such as http://localhost:8000/v1")
     if parts.username or parts.password or parts.query or parts.fragment:
-        raise UserError(f"writer must be a bare base URL, without user, key or query; a key belongs in {KEY_VARIABLE}")
+        raise UserError(
+            f"{option} must be a bare base URL, without user, key or query; a key belongs in {KEY_VARIABLE}"
+        )
     return url.rstrip("/")
 
 
@@ -143,14 +161,24 @@ def _read_answer(raw: bytes, asked_bytes: int) -> Answer | Fault:
         return Fault("answered with far too much")
     try:
         answer = json.loads(raw)
-        text = answer["choices"][0]["message"]["content"] or ""
+        choice = answer["choices"][0]
+        message = choice["message"]
+        text = message["content"] or _called(message.get("tool_calls"))
     except (ValueError, KeyError, IndexError, TypeError, RecursionError):
         return Fault("does not answer in the form of OpenAI's chat completions", nobody=True)
     usage = answer.get("usage")
     tokens = usage.get("total_tokens") if isinstance(usage, dict) else None
     if not isinstance(tokens, int) or tokens < 0:
         tokens = (asked_bytes + len(raw)) // 4
-    return Answer(str(text).encode("utf-8", "replace").decode(), tokens)
+    return Answer(str(text).encode("utf-8", "replace").decode(), tokens, choice.get("finish_reason") == "length")
+
+
+def _called(tool_calls: Any) -> str:
+    """Calls that a server has parsed out of the text, as the list of calls that they were."""
+    if not tool_calls:
+        return ""
+    functions = [call["function"] for call in tool_calls]
+    return json.dumps([{"name": f["name"], "arguments": json.loads(f["arguments"] or "{}")} for f in functions])
 
 
 def _message(error: urllib.error.HTTPError) -> str:

@@ -1,0 +1,1 @@
+"""What fine-tuning made the model forget: lm-evaluation-harness on public tasks or on a user's own, offline."""

@@ -1,0 +1,1 @@
+"""MultiWOZ: an agent over its databases, and how its states and responses are scored."""

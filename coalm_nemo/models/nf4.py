@@ -1,0 +1,99 @@
+"""QLoRA's base (Dettmers et al. 2023): frozen linear layers kept in 4-bit NormalFloat, made bf16 again where they are used.
+
+Blocks of 64 elements along a row share one fp32 scale: 4.5 bits a weight. A product makes its matrix in the forward and
+once more in the backward pass, so that one layer's matrix is there at a time. Blocks lie within rows, so a split of a
+weight over tensor-parallel ranks leaves them whole where its rows are multiples of 64 (`validate.py` sees to that), and
+the numbers are the same on every layout. Scales are not quantised a second time (the paper's double quantisation saves
+0.37 bits a weight).
+
+Shape letters: s sequence, b batch, i input, o output features of this rank.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from megatron.core.tensor_parallel.mappings import (
+    copy_to_tensor_model_parallel_region,
+    gather_from_sequence_parallel_region,
+)
+from torch import Tensor
+
+from coalm_nemo.models.fp8_emulation import LINEARS
+
+BLOCK = 64
+_TAIL = 0.9677083
+"""Where the outermost quantiles lie: bitsandbytes' create_normal_map, which the paper's table (appendix E) comes from."""
+
+
+@cache
+def code_values() -> Tensor:
+    """The 16 values, ascending from -1 to 1: quantiles of the normal distribution, eight above zero, seven below, zero."""
+    above = torch.special.ndtri(torch.linspace(_TAIL, 0.5, 9, dtype=torch.float64)[:-1])
+    below = -torch.special.ndtri(torch.linspace(_TAIL, 0.5, 8, dtype=torch.float64)[:-1])
+    values = torch.cat([above, torch.zeros(1, dtype=torch.float64), below]).sort().values
+    return (values / values.max()).float()
+
+
+def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """[o, i] -> codes, two a byte, uint8 [o, i / 2], and scales, fp32 [o, i / 64]. i must be a multiple of 64."""
+    blocks = weight.float().unflatten(1, (-1, BLOCK))
+    scale = blocks.abs().amax(-1)
+    normed = blocks / torch.where(scale > 0, scale, 1.0)[..., None]
+    values = code_values().to(weight.device)
+    middles = (values[1:] + values[:-1]) / 2
+    codes = torch.bucketize(normed, middles).to(torch.uint8).flatten(1)
+    return codes[:, 0::2] << 4 | codes[:, 1::2], scale
+
+
+def dequantise(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """What `quantise` gave -> [o, i]."""
+    values = code_values().to(codes.device)
+    pairs = torch.stack([codes >> 4, codes & 15], dim=-1).flatten(1)
+    return (values[pairs.int()].unflatten(1, (-1, BLOCK)) * scale[..., None]).flatten(1).to(dtype)
+
+
+class NF4Linear(torch.autograd.Function):
+    """y = x W^T and the gradient of x; W is made from its codes each time."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(codes, scale)
+        return torch.nn.functional.linear(x, dequantise(codes, scale, x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (dy,) = gradients
+        codes, scale = ctx.saved_tensors
+        return dy @ dequantise(codes, scale, dy.dtype), None, None
+
+
+def quantise_base(model: Any) -> None:
+    """Turn the loaded linear layers of `model` (a pipeline chunk) into NF4, one after the other; nothing loads them again."""
+    for layer in model.decoder.layers:
+        for path in LINEARS:
+            _quantise_linear(layer.get_submodule(path))
+
+
+def _quantise_linear(linear: Any) -> None:
+    codes, scale = quantise(linear.weight.detach())
+    linear.register_buffer("nf4_codes", codes, persistent=False)
+    linear.register_buffer("nf4_scale", scale, persistent=False)
+    marks = vars(linear.weight)  # of tensor parallelism
+    linear.weight = torch.nn.Parameter(linear.weight.detach().new_empty(0), requires_grad=False)
+    vars(linear.weight).update(marks)
+
+    def forward_impl(
+        input: Tensor, weight: Tensor, bias: Tensor | None, allreduce_dgrad: bool, sequence_parallel: bool, **_: Any
+    ) -> Tensor:
+        x = input
+        if sequence_parallel:  # and back: reduce-scatter
+            x = gather_from_sequence_parallel_region(x, tensor_parallel_output_grad=True, group=linear.tp_group)
+        elif allreduce_dgrad:
+            x = copy_to_tensor_model_parallel_region(x, group=linear.tp_group)
+        y = NF4Linear.apply(x, linear.nf4_codes, linear.nf4_scale)  # type: ignore[no-untyped-call]
+        return y if bias is None else y + bias
+
+    linear._forward_impl = forward_impl

@@ -1,0 +1,1 @@
+"""One page of what runs and evaluations left on disk."""

@@ -1,0 +1,1 @@
+from apis.api import API  # noqa: F401
