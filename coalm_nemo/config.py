@@ -70,6 +70,13 @@ class LoraSection:
     """The adapters' output is scaled by alpha / rank."""
     targets: list[str] = field(default_factory=lambda: ["q", "k", "v", "o", "gate", "up", "down"])
     """Projections that get an adapter."""
+    dropout: float = 0.0
+    """Part of an adapter's input that is dropped in training."""
+    base: str = "as_trained"
+    """as_trained | nf4. nf4 is QLoRA: the frozen linear layers are kept in 4 bits and made `precision.dtype` again where
+    they are used. Adapters are merged into the base as it was, not as it was rounded."""
+    start_from: str = ""
+    """A PEFT directory (adapter_config.json, adapter_model.safetensors) whose adapters training starts from."""
 
 
 @dataclass

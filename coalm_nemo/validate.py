@@ -26,6 +26,7 @@ CHOICES = {
     "precision.emulation_weights": ("fp32", "bf16"),
     "precision.gradients": ("fp32", "bf16"),
     "optimizer.moments": ("fp32", "bf16"),
+    "lora.base": ("as_trained", "nf4"),
     "train.recompute": ("none", "selective", "full"),
     "train.empty_rows": ("error", "drop"),
     "data.overlong": ("error", "drop"),
@@ -35,6 +36,7 @@ CHOICES = {
 FP8_TOKENS = 16
 """Tokens of an FP8 product come in multiples of this (cuBLAS)."""
 FP8_BLOCK = 128
+NF4_BLOCK = 64
 LORA_TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 AT_LEAST_ONE = (
     "parallel.tensor", "parallel.pipeline", "parallel.virtual_pipeline", "parallel.context",
@@ -188,6 +190,12 @@ def _check_lora(run: RunConfig) -> None:
         raise UserError(f"lora.rank is {lora.rank}; it must be at least 1, or 0 to train every weight")
     if lora.rank and not lora.alpha > 0:
         raise UserError(f"lora.alpha is {lora.alpha}; it must be above 0")
+    if not lora.rank and (lora.base != "as_trained" or lora.dropout or lora.start_from):
+        raise UserError("lora.base, lora.dropout and lora.start_from go with adapters; set lora.rank")
+    if not 0 <= lora.dropout < 1:
+        raise UserError(f"lora.dropout is {lora.dropout}; it must be at least 0 and below 1")
+    if lora.base == "nf4" and (run.precision.fp8 or run.precision.emulated_fp8):
+        raise UserError(f"lora.base=nf4 goes with bf16 or fp32, and precision.dtype is {run.precision.dtype}")
     unknown = [t for t in lora.targets if t not in LORA_TARGETS]
     if unknown or not lora.targets or len(set(lora.targets)) < len(lora.targets):
         raise UserError(f"lora.targets is {lora.targets}; name some of {', '.join(LORA_TARGETS)}, each once")
@@ -204,6 +212,10 @@ def _check_model(run: RunConfig, llama: LlamaConfig) -> None:
             raise UserError(
                 f"the model's {count} {name} do not divide by parallel.tensor={tensor}; use a divisor of {count}"
             )
+    for name, width in (("hidden_size", llama.hidden_size), ("query features", llama.num_heads * llama.head_dim // tensor),
+                        ("intermediate_size", llama.ffn_size // tensor)):
+        if run.lora.base == "nf4" and width % NF4_BLOCK:
+            raise UserError(f"lora.base=nf4 has blocks of {NF4_BLOCK}, and a rank's {width} {name} are no multiple of it")
     if llama.ffn_size % tensor:
         raise UserError(f"the model's intermediate_size {llama.ffn_size} does not divide by parallel.tensor={tensor}")
     if run.train.seq_len_tokens > llama.max_positions and not run.data.packing:  # packed rows are checked one by one

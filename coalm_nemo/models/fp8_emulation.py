@@ -165,7 +165,8 @@ class BlockScaling:
 class DelayedScaling:
     """One scale a tensor, from the largest value of the last passes (DelayedScaling, algorithm "max").
 
-    Starts at scale 1: `training/calibration.py` fills the history, and a checkpoint keeps it (`training/fp8_state.py`). As in Transformer Engine a pass is a micro-batch's forward or backward, and the largest value is that
+    Starts at scale 1: `training/calibration.py` fills the history, and a checkpoint keeps it (`training/fp8_state.py`).
+    As in Transformer Engine a pass is a micro-batch's forward or backward, and the largest value is that
     over tensor-, context- and data-parallel ranks; so micro-batches and data-parallel ranks change the numbers.
     """
 

@@ -179,9 +179,11 @@ def _final_norm(platform: Platform) -> Any:
 
 def build_chunks(llama: LlamaConfig, run: RunConfig, platform: Platform) -> list[LlamaModel]:
     """This rank's model chunks, on its device, weights not loaded yet. Needs megatron's process groups."""
-    if run.precision.emulated_fp8:  # it goes into megatron-core's own linear layers
+    if run.precision.emulated_fp8 or run.lora.base == "nf4":  # they go into megatron-core's own linear layers
         platform = replace(platform, transformer_engine=False)
     config = transformer_config(llama, run, platform)
+    if run.lora.base == "nf4":  # weights are neither drawn nor touched before they are loaded, a layer at a time
+        config.use_cpu_initialization, config.perform_initialization = True, False
     virtual = config.virtual_pipeline_model_parallel_size
     stages: list[int | None] = [None] if virtual is None else list(range(virtual))
     return [_build_chunk(llama, run, platform, config, stage) for stage in stages]
@@ -202,8 +204,12 @@ def _build_chunk(
         position_embedding_type="rope",
         vp_stage=vp_stage,
     )
+    if run.lora.base == "nf4":
+        from coalm_nemo.models.nf4 import hollow
+
+        hollow(model)
     if platform.is_cuda:
-        model.cuda(torch.cuda.current_device())
+        model._apply(lambda tensor: tensor if tensor.is_meta else tensor.cuda())
     with torch.device("cpu"):  # a dry run builds everything else on the meta device
         inv_freq = rope_inv_freq(llama)
     model.rotary_pos_emb.inv_freq = inv_freq.to(model.rotary_pos_emb.inv_freq.device)

@@ -70,20 +70,21 @@ class NF4Linear(torch.autograd.Function):
         return dy @ dequantise(codes, scale, dy.dtype), None, None
 
 
-def quantise_base(model: Any) -> None:
-    """Turn the loaded linear layers of `model` (a pipeline chunk) into NF4, one after the other; nothing loads them again."""
+def hollow(model: Any) -> None:
+    """Leave the linear layers of `model` (a pipeline chunk) without memory: their weights come one layer at a time.
+
+    The weight keeps its shape on the meta device, for checkpoints; what computes are `nf4_codes` and `nf4_scale`.
+    """
     for layer in model.decoder.layers:
         for path in LINEARS:
-            _quantise_linear(layer.get_submodule(path))
+            _hollow_linear(layer.get_submodule(path))
 
 
-def _quantise_linear(linear: Any) -> None:
-    codes, scale = quantise(linear.weight.detach())
-    linear.register_buffer("nf4_codes", codes, persistent=False)
-    linear.register_buffer("nf4_scale", scale, persistent=False)
-    marks = vars(linear.weight)  # of tensor parallelism
-    linear.weight = torch.nn.Parameter(linear.weight.detach().new_empty(0), requires_grad=False)
-    vars(linear.weight).update(marks)
+def _hollow_linear(linear: Any) -> None:
+    shape = linear.weight.shape
+    linear.weight = torch.nn.Parameter(torch.empty(shape, dtype=linear.weight.dtype, device="meta"), requires_grad=False)
+    linear.register_buffer("nf4_codes", None, persistent=False)
+    linear.register_buffer("nf4_scale", None, persistent=False)
 
     def forward_impl(
         input: Tensor, weight: Tensor, bias: Tensor | None, allreduce_dgrad: bool, sequence_parallel: bool, **_: Any
@@ -97,3 +98,17 @@ def _quantise_linear(linear: Any) -> None:
         return y if bias is None else y + bias
 
     linear._forward_impl = forward_impl
+
+
+def hollow_weights(model: Any) -> list[list[tuple[str, Any]]]:
+    """By layer, (name of the weight in the chunk's state, linear layer) of those that wait for codes."""
+    return [
+        [(f"decoder.layers.{i}.{path}.weight", layer.get_submodule(path)) for path in LINEARS]
+        for i, layer in enumerate(model.decoder.layers)
+        if hasattr(layer.get_submodule(LINEARS[0]), "nf4_codes")
+    ]
+
+
+def fill(linear: Any, weight: Tensor) -> None:
+    """Give a hollow layer its codes; `weight` [o, i] may go afterwards."""
+    linear.nf4_codes, linear.nf4_scale = quantise(weight.detach())

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from coalm_nemo.checkpoint.torch_dist import read_metadata
 from coalm_nemo.errors import UserError
 from coalm_nemo.models.gpt import LlamaModel
 from coalm_nemo.models.lora import is_adapter_key
+from coalm_nemo.models.nf4 import fill, hollow_weights
 from coalm_nemo.training import fp8_state
 from coalm_nemo.training.callbacks.base import SaveNote
 from coalm_nemo.training.setup import Trainee, inner_optimizers
@@ -79,9 +80,28 @@ def load_model_state(models: list[LlamaModel], checkpoint: Path) -> None:
     """Weights of any Megatron checkpoint (imported base or training) into these chunks; adapters stay as they are."""
     state = {n: {k: v for k, v in part.items() if not is_adapter_key(k)} for n, part in model_state(models).items()}
     wanted = without_extra_state(state)
-    loaded = _load(wanted, checkpoint)
+    hollow = {name for model in models for layer in hollow_weights(model) for name, _ in layer}
+    loaded = _load({n: {k: v for k, v in part.items() if k not in hollow} for n, part in wanted.items()}, checkpoint)
     for i, model in enumerate(models):
-        _load_strictly(model, loaded[f"model{i}"])
+        _load_strictly(model, loaded[f"model{i}"], hollow)
+        _fill_hollow(model, checkpoint)
+
+
+def _fill_hollow(model: LlamaModel, checkpoint: Path) -> None:
+    """QLoRA's base: one layer's weights are there at a time."""
+    for layer in hollow_weights(model):
+        for _, linear in layer:
+            linear.weight.data = torch.empty(linear.weight.shape, dtype=linear.weight.dtype, device=_device())
+        names = dict(layer)
+        state = {k: v for k, v in model.sharded_state_dict().items() if k in names}
+        for name, weight in _load({"model": state}, checkpoint)["model"].items():
+            fill(names[name], weight.to(_device()))
+        for _, linear in layer:
+            linear.weight.data = linear.weight.data.to("meta")
+
+
+def _device() -> torch.device:
+    return torch.device(torch.cuda.current_device())
 
 
 def without_extra_state(state: Any) -> Any:
@@ -100,12 +120,12 @@ def _load(wanted: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
         raise UserError(f"{checkpoint} cannot be loaded into this model: {str(e).splitlines()[0][:300]}") from e
 
 
-def _load_strictly(model: LlamaModel, state: dict[str, Any]) -> None:
+def _load_strictly(model: LlamaModel, state: dict[str, Any], hollow: Container[str] = ()) -> None:
     missing, unexpected = model.load_state_dict(state, strict=False)
     adapters = any(is_adapter_key(k) for k in state)  # with LoRA the base and the adapters come one after the other
     missing = [k for k in missing if not k.endswith("_extra_state") and is_adapter_key(k) == adapters]
     tied = model.share_embeddings_and_output_weights
-    missing = [k for k in missing if not (tied and k == "output_layer.weight")]
+    missing = [k for k in missing if not (tied and k == "output_layer.weight") and k not in hollow]
     if missing or unexpected:
         raise RuntimeError(f"checkpoint and model disagree: missing {missing[:3]}, unexpected {unexpected[:3]}")
 

@@ -120,8 +120,9 @@ def wrap_chunks(models: list[LlamaModel], run: RunConfig) -> list[Any]:
         DistributedDataParallel(m.config, config, m, disable_bucketing=number > 0)
         for number, m in enumerate(models)
     ]
-    for chunk in chunks:
-        chunk.broadcast_params()
+    if run.lora.base != "nf4":  # then every rank has what it loaded, and weights without memory cannot be sent
+        for chunk in chunks:
+            chunk.broadcast_params()
     return chunks
 
 

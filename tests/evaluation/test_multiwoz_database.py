@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coalm_nemo.evaluation.calls import Call
@@ -54,12 +54,13 @@ def test_queries(database: Database, domain: str, constraints: dict[str, str], f
 
 
 @needs_databases
+@settings(deadline=None)
 @given(st.data(), TIME, TIME)
 def test_the_index_finds_what_reading_every_train_finds(
     real: Database, data: st.DataObject, leave: str, arrive: str
 ) -> None:
     table = real.tables["train"]
-    like = data.draw(st.sampled_from(table.fields))
+    like = table.fields[data.draw(st.integers(0, len(table.fields) - 1))]
     slots = data.draw(st.sets(st.sampled_from(["day", "departure", "destination"])))
     wanted = {slot: like[slot] for slot in slots} | {"leaveat": leave, "arriveby": arrive}
     expected = [
@@ -87,7 +88,8 @@ def test_every_name_and_attribute_of_the_real_databases_is_found_in_a_sentence(r
     ("words", "told"),
     [
         ("How about the Golden Fork?", {("name", "restaurant")}),
-        ("It's at 4 Market Square, CB1 4DD, phone 01223 000004.", {("address", "restaurant"), ("postcode", "restaurant"), ("phone", "restaurant")}),
+        ("It's at 4 Market Square, CB1 4DD.", {("address", "restaurant"), ("postcode", "restaurant")}),
+        ("Their phone is 01223 000004.", {("phone", "restaurant")}),
         ("Oak Guesthouse", {("name", "hotel")}),
         ("Take tr 1003.", {("trainid", "train")}),
         ("Addenbrookes is on Hills Road, Cambridge; call 01223245151.", {("address", "hospital"), ("phone", "hospital")}),
@@ -110,8 +112,8 @@ def test_delexicalized_text(database: Database) -> None:
 def test_tools(database: Database) -> None:
     box = Toolbox(database)
 
-    def run(name: str, **arguments: object) -> dict:
-        return json.loads(box.run(Call(name, dict(arguments))).observation)
+    def run(function: str, **arguments: object) -> dict:
+        return json.loads(box.run(Call(function, dict(arguments))).observation)
 
     assert run("find_restaurant", food="thai")["total"] == 2
     assert run("book_restaurant", bookday="monday")["missing"] == ["bookpeople", "booktime"]

@@ -18,7 +18,6 @@ def one_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """megatron-core's groups over this process alone, and its own linear layers: NeMo looks for Transformer Engine's."""
     import torch
     from megatron.core import parallel_state
-
     from nemo.collections.llm.peft import utils
 
     from coalm_nemo.platform import Platform

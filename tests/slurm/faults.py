@@ -137,7 +137,7 @@ class Recovery:
     starts: int
     cause: str
     recovery_s: float
-    """From the fault to the first step that was not done before."""
+    """From the fault, its detection included, to the first step that was not done before."""
     repeated_steps: int
     worst_loss_difference: float
     wandb_runs: int
@@ -158,8 +158,8 @@ def survive(cluster: Cluster, directory: Path, fault: Fault, words: list[str], e
     wandb = () if "W&B" in fault.name else ("logging.wandb=offline",)
     job.submit(*words, *wandb, *fault.words, SKIP_PREFLIGHT="1", STEP_S="0.15", **dict(fault.variables))
     job.wait_until(lambda: job.reached() >= FAULT_AFTER and len(job.saved()) >= 2)
+    at = time.time()
     fault.do(job)
-    at, reached = time.time(), job.reached()
     if fault.cause == "node lost":
         job.wait_until(lambda: f"\n{fault.cause}" in "\n" + "\n".join(job.causes()))
     fault.undo(job)
@@ -171,8 +171,8 @@ def survive(cluster: Cluster, directory: Path, fault: Fault, words: list[str], e
     assert worst <= 1e-6, worst
     if fault.small_disk:
         assert "is not saved: " in log and "Traceback" not in log, log
-    starts = job.starts()
-    repeated = reached - starts[1] if len(starts) > 1 else 0
+    starts, reached = job.starts(), job.ends()[0][1]
+    again = len(starts) > 1
     after = min((s["time"] for s in job.steps() if s["step"] > reached), default=at)
     ids = {p.name.rpartition("-")[2] for p in cluster.inside(run_dir).glob("wandb/offline-run-*")}
-    return Recovery(fault.name, len(starts), fault.cause, max(0.0, after - at), repeated, worst, len(ids))
+    return Recovery(fault.name, len(starts), fault.cause, after - at if again else 0.0, reached - starts[1] if again else 0, worst, len(ids))

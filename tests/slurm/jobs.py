@@ -102,10 +102,13 @@ class Job:
         lines = [json.loads(line) for line in path.read_text().splitlines()]
         return [int(line["step"]) for line in lines if line["event"] == "start"]
 
-    def causes(self) -> list[str]:
-        """How its starts ended."""
+    def ends(self) -> list[tuple[str, int]]:
+        """How its starts ended, and at which step."""
         lines = self.cluster.inside(self.run_dir / "slurm_events.tsv").read_text().splitlines()
-        return [what for what in (line.split("\t")[2] for line in lines) if what != "start"]
+        return [(cells[2], int(cells[3])) for cells in (line.split("\t") for line in lines) if cells[2] != "start"]
+
+    def causes(self) -> list[str]:
+        return [what for what, _ in self.ends()]
 
     def losses(self) -> list[float]:
         steps = self.steps()

@@ -25,7 +25,10 @@ _FORMAT = (
     "Thought: what the situation is and what you tell the user",
     "System: what you say to the user, on one line",
 )
-_CALL_RULES = "One call at a time, with every argument by name. Text stands in single quotes, numbers and True or False stand bare."
+_CALL_RULES = (
+    "One call at a time, with every argument by name. "
+    "Text stands in single quotes, numbers and True or False stand bare."
+)
 _STATE_TASK = (
     "Below is a conversation between a user and an assistant. Write down what the user has settled so far: one JSON object "
     'from slot to value, with the slots below and no others. Leave out what the user has not settled; write "dontcare" '
