@@ -23,6 +23,9 @@ class RunSection:
     """Everything the run writes: checkpoints, metrics.jsonl, logs, the imported base."""
     platform: str = "auto"
     """auto | cpu | cuda. "auto" is cuda where a GPU is seen, else cpu."""
+    layers: str = "auto"
+    """auto | transformer_engine | torch. "auto" is Transformer Engine on a GPU and plain torch on a CPU; plain torch on a
+    GPU, which is slower and has no FP8, is never chosen silently."""
     seed: int = 42
     environment: dict[str, str] = field(default_factory=dict)
     """Environment variables that the ranks run with, unless the shell sets them otherwise."""
@@ -121,6 +124,28 @@ class PrecisionSection:
         """Dtype of the weights outside the optimizer, by torch's name."""
         kept = self.emulation_weights if self.emulated_fp8 else self.dtype
         return "float32" if kept == "fp32" else "bfloat16"
+
+
+@dataclass
+class SpeedSection:
+    """What makes a step faster and changes no result beyond rounding: docs/performance.md has each one's gain and limits."""
+
+    tensor_overlap: bool = False
+    """Tensor parallelism's gathers and scatters run beside the matrix products that they feed. Transformer Engine's."""
+    gradient_fusion: bool = False
+    """The product that makes a weight's gradient adds it into the gradient buffer itself. Needs a kernel of Apex."""
+    defer_embedding_gradient: bool = False
+    """The output layer's weight gradients wait for the end of the step, when the last stage has nothing else to do."""
+    deferral_limit: int = 50
+    """At most so many micro-batches wait, each with the gradient of its logits; 0: all of them."""
+    fused_loss: bool = False
+    """Softmax and cross entropy in fused kernels with one collective less. CUDA only; the logits' gradient is bf16."""
+    cuda_graphs: bool = False
+    """Layers are recorded once and replayed. Only for rows that are not packed, which it pads to `train.seq_len_tokens`."""
+    collect_interval_steps: int = 100
+    """Python's garbage collector runs every so many steps, on all ranks at once, and never between; 0: when it likes."""
+    prefetch_steps: int = 1
+    """Steps whose micro-batches are made beforehand, by a thread beside the training; 0: none."""
 
 
 @dataclass
@@ -270,6 +295,7 @@ class RunConfig:
     parallel: ParallelSection = field(default_factory=ParallelSection)
     lora: LoraSection = field(default_factory=LoraSection)
     precision: PrecisionSection = field(default_factory=PrecisionSection)
+    speed: SpeedSection = field(default_factory=SpeedSection)
     batch: BatchSection = field(default_factory=BatchSection)
     data: DataSection = field(default_factory=DataSection)
     train: TrainSection = field(default_factory=TrainSection)

@@ -1,4 +1,5 @@
-"""Lets megatron-core 0.16 run where there is no CUDA. Installed by `Platform.activate` on CPU, never elsewhere.
+"""Lets megatron-core 0.16 run where there is no CUDA. Installed by `Platform.activate` on CPU; item 8 and `fuse_adam` are for
+torch's AdamW on a GPU too.
 
 megatron-core names CUDA literally in a few dozen places. What a CPU process must see instead:
 
@@ -47,7 +48,7 @@ def install() -> None:
     _patch_torch()
     _patch_rng_tracker()
     _patch_checkpoint_writer()
-    _patch_distributed_optimizer()
+    load_into_torch_adam()
     _patch_lone_data_parallel_rank()
     _installed = True
 
@@ -111,8 +112,13 @@ def _patch_checkpoint_writer() -> None:
     filesystem_async._get_write_results_queue = functools.cache(FileQueue)
 
 
-def _patch_distributed_optimizer() -> None:
+def load_into_torch_adam() -> None:
+    """Item 8, wherever megatron-core's optimizer is torch's: on a GPU without Transformer Engine and Apex too."""
+    from megatron.core import optimizer
     from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+    if not optimizer.USING_PYTORCH_OPTIMIZER:
+        return
 
     def set_states(self: Any, model_param: Any, tensors: dict[str, Any]) -> None:
         group, order = self.model_param_group_index_map[model_param]
@@ -144,8 +150,12 @@ def _patch_lone_data_parallel_rank() -> None:
 
 
 def fuse_adam(optimizers: Iterable[Any]) -> None:
-    """Let torch's AdamW update each tensor in one pass; megatron-core builds it with the slow loop."""
+    """Let torch's AdamW update each tensor in one pass; megatron-core builds it with the slow loop. Others are left alone."""
+    import torch
+
     for optimizer in optimizers:
+        if not isinstance(optimizer, torch.optim.AdamW):
+            continue
         for group in optimizer.param_groups:
             group["fused"] = True
 

@@ -21,7 +21,8 @@ class Platform:
     backend: str
     """Process-group backend: nccl | gloo."""
     transformer_engine: bool
-    """Layers and attention from Transformer Engine; else the torch layers of `models/torch_layers.py`."""
+    """Layers and attention from Transformer Engine; else the torch layers of `models/torch_layers.py`, on a GPU only where
+    `run.layers=torch` asks for them."""
 
     @property
     def is_cuda(self) -> bool:
@@ -51,26 +52,35 @@ class Platform:
 
         if self.is_cuda:
             torch.cuda.set_device(self.device(local_rank))
+            from coalm_nemo.cpu_compat import load_into_torch_adam
+
+            load_into_torch_adam()  # without Transformer Engine and Apex the optimizer is torch's here too
             return
         from coalm_nemo.cpu_compat import install
 
         install()
 
 
-def choose_platform(asked: str) -> Platform:
-    """`auto`, `cpu` or `cuda` -> Platform. Raises UserError where what was asked for cannot be had."""
+def choose_platform(asked: str, layers: str = "auto") -> Platform:
+    """`run.platform` and `run.layers` -> Platform. Raises UserError where what was asked for cannot be had."""
     import torch
 
     if asked not in ("auto", "cpu", "cuda"):
         raise UserError(f"run.platform is '{asked}'; use auto, cpu or cuda")
+    if layers not in ("auto", "transformer_engine", "torch"):
+        raise UserError(f"run.layers is '{layers}'; use auto, transformer_engine or torch")
     has_cuda = torch.cuda.is_available()
     if asked == "cuda" and not has_cuda:
         raise UserError("run.platform=cuda, but torch sees no GPU; use run.platform=cpu, or see `coalm doctor`")
     if asked == "cpu" or not has_cuda:
+        if layers == "transformer_engine":
+            raise UserError("run.layers=transformer_engine needs a GPU, and this run is on the CPU; use run.layers=auto")
         return Platform("cpu", "gloo", transformer_engine=False)
+    if layers == "torch":
+        return Platform("cuda", "nccl", transformer_engine=False)
     if importlib.util.find_spec("transformer_engine") is None:
         raise UserError(
             "a GPU is there but Transformer Engine is not: pip install 'coalm_nemo[te]' or use the NGC container; "
-            "run.platform=cpu trains without the GPU"
+            "run.layers=torch trains on the GPU with plain torch layers (slower, no FP8), run.platform=cpu without the GPU"
         )
     return Platform("cuda", "nccl", transformer_engine=True)

@@ -21,8 +21,8 @@ def judge(hosts: list[str], findings: list[Finding], limits: Limits) -> tuple[li
     rate = {host: max(f.pairs.values()) for host, f in first.items() if f.pairs}
     for host, f in first.items():
         print(
-            f"{host}: {f.gpus} GPUs, {f.ecc_errors} ECC errors, {f.disk_gib:.0f} GiB for the run at {f.disk_mb_per_s:.0f} MB/s, "
-            f"{f.shm_gib:.1f} GiB in /dev/shm, clock {f.clock_s - clock:+.2f} s, calculates in {compute[host] * 1e3:.1f} ms, "
+            f"{host}: {f.gpus} GPUs, {f.ecc_errors} ECC errors, {f.disk_gib:.0f} GiB for the run at "
+            f"{f.disk_mb_per_s:.0f} MB/s, {f.shm_gib:.1f} GiB in /dev/shm, clock {f.clock_s - clock:+.2f} s, calculates in {compute[host] * 1e3:.1f} ms, "
             f"sends {rate.get(host, 0):.2f} GB/s",
             flush=True,
         )

@@ -20,7 +20,7 @@ from typing import Any
 from coalm_nemo.training.ranks import Ranks, ranks_from_environment
 
 PACKAGES = ("torch", "megatron-core", "transformer-engine", "transformers", "coalm_nemo")
-PATIENCE_S = 60.0
+PATIENCE_S = float(os.environ.get("PREFLIGHT_PATIENCE_S", "60"))
 """How long a node waits for the others to have looked at themselves; who is not there then is left out."""
 PAIR_S = 30.0
 """Longest time for two nodes to meet and send."""

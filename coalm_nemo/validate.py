@@ -9,9 +9,11 @@ from coalm_nemo.config import RunConfig
 from coalm_nemo.errors import UserError
 from coalm_nemo.models.llama import LlamaConfig
 from coalm_nemo.provenance import SECRET
+from coalm_nemo.speed import check_speed, explain_idle
 
 CHOICES = {
     "run.platform": ("auto", "cpu", "cuda"),
+    "run.layers": ("auto", "transformer_engine", "torch"),
     "model.init": ("pretrained", "random"),
     "precision.dtype": (
         "fp32",
@@ -48,6 +50,7 @@ NOT_NEGATIVE = (
     "optimizer.weight_decay", "optimizer.clip_grad", "schedule.warmup_ratio", "checkpoint.save_interval_steps",
     "checkpoint.milestone_interval_steps", "data.validation_fraction", "run.seed",
     "health.hang_factor", "health.straggler_interval_steps", "evaluation.every_steps",
+    "speed.deferral_limit", "speed.collect_interval_steps", "speed.prefetch_steps",
 )  # fmt: skip
 ABOVE_ZERO = (
     "health.hang_floor_s", "health.hang_slow_s", "health.straggler_ratio", "logging.wandb_timeout_s",
@@ -122,6 +125,7 @@ def _check_values(run: RunConfig) -> None:
         )
     _check_lora(run)
     _check_fp8(run)
+    check_speed(run)
     if run.optimizer.min_lr > run.optimizer.lr:
         raise UserError(f"optimizer.min_lr ({run.optimizer.min_lr}) is above optimizer.lr ({run.optimizer.lr})")
     if run.evaluation.every_steps and not run.evaluation.data:
@@ -212,10 +216,15 @@ def _check_model(run: RunConfig, llama: LlamaConfig) -> None:
             raise UserError(
                 f"the model's {count} {name} do not divide by parallel.tensor={tensor}; use a divisor of {count}"
             )
-    for name, width in (("hidden_size", llama.hidden_size), ("query features", llama.num_heads * llama.head_dim // tensor),
-                        ("intermediate_size", llama.ffn_size // tensor)):
+    for name, width in (
+        ("hidden_size", llama.hidden_size),
+        ("query features", llama.num_heads * llama.head_dim // tensor),
+        ("intermediate_size", llama.ffn_size // tensor),
+    ):
         if run.lora.base == "nf4" and width % NF4_BLOCK:
-            raise UserError(f"lora.base=nf4 has blocks of {NF4_BLOCK}, and a rank's {width} {name} are no multiple of it")
+            raise UserError(
+                f"lora.base=nf4 has blocks of {NF4_BLOCK}, and a rank's {width} {name} are no multiple of it"
+            )
     if llama.ffn_size % tensor:
         raise UserError(f"the model's intermediate_size {llama.ffn_size} does not divide by parallel.tensor={tensor}")
     if run.train.seq_len_tokens > llama.max_positions and not run.data.packing:  # packed rows are checked one by one
@@ -272,6 +281,8 @@ def _sequence_multiple(run: RunConfig, sequence_parallel: bool) -> int:
     multiple = (2 * parallel.context if parallel.context > 1 else 1) * (parallel.tensor if sequence_parallel else 1)
     if run.precision.dtype.startswith("fp8"):  # and the same padding, which is scaled with the rest, on every layout
         multiple = math.lcm(multiple, FP8_TOKENS)
+    if run.speed.cuda_graphs:  # a recorded layer has one shape
+        multiple = math.lcm(multiple, run.train.seq_len_tokens)
     if run.train.seq_len_tokens % multiple:
         raise UserError(
             f"train.seq_len_tokens={run.train.seq_len_tokens} does not divide by {multiple}, into which context and "
@@ -296,6 +307,7 @@ def _explain(
         notes.append(
             Derived("sequence parallelism", "off", "it splits what tensor parallelism leaves whole, and TP is 1")
         )
+    notes += [Derived(name, "off", why) for name, why in explain_idle(run)]
     if multiple > 1:
         notes.append(
             Derived("sequence lengths", f"multiples of {multiple}", "context and sequence parallelism cut them")

@@ -15,9 +15,16 @@ refuse() { echo "slurm: $*" >&2; exit 2; }
 pass_on() {
     [[ -z $srun_pid ]] || kill -"$1" "$srun_pid" 2>/dev/null
     case $1 in
-    TERM) [[ $asked == preempted ]] || note preempted && asked=preempted ;;
+    TERM) [[ $asked == taken ]] || { note "$(who_took_it)" && asked=taken; } ;;
     *) [[ -n $asked ]] || asked=signal && near_the_limit && asked="time limit" ;;
     esac
+}
+
+# Why SLURM takes the nodes: one of them is gone, or it (or somebody, by `scontrol requeue`) wants them for another job.
+who_took_it() {
+    local gone
+    gone=$(sinfo --noheader --Node --nodes="$SLURM_JOB_NODELIST" --states=down --format=%N 2>/dev/null)
+    if [[ -n $gone ]]; then echo "node lost"; else echo preempted; fi
 }
 
 # begin [key=value ...]: the cluster's settings, the run directory, and whether this job may start (again).
@@ -39,7 +46,9 @@ begin() {
     if hopeless; then exit 1; fi
     note start
     export LOG_DIR=$RUN_DIR/logs/$SLURM_JOB_ID-$((${SLURM_RESTART_COUNT:-0} + 1))
-    watch_the_limit &
+    watch_the_limit >/dev/null 2>&1 &
+    # shellcheck disable=SC2064 # this one's number, not a later one's
+    trap "kill $! 2>/dev/null" EXIT
 }
 
 describe() {
@@ -133,7 +142,7 @@ near_the_limit() { local left && left=$(seconds_left) && ((left <= ${SIGNAL_LEAD
 
 # --signal comes at a fixed time before the limit; where saves take longer than that, this comes first.
 watch_the_limit() {
-    trap - USR1 TERM
+    trap - USR1 TERM EXIT
     local left
     while sleep "${LIMIT_EVERY_S:-20}"; do
         left=$(seconds_left) || continue
@@ -191,7 +200,7 @@ wait_for() {
 preflight() {
     local wanted=$((SLURM_JOB_NUM_NODES - ${SPARES:-0})) code step found=$LOG_DIR/preflight
     mkdir -p "$found"
-    step_of --kill-on-bad-exit=0 --wait=60 -- -m coalm_nemo.preflight look --found "$found" --run-dir "$RUN_DIR"
+    step_of --kill-on-bad-exit=0 --wait=240 -- -m coalm_nemo.preflight look --found "$found" --run-dir "$RUN_DIR"
     LOG_DIR=$found LINGER_S=0 wait_for "${step[@]}"
     [[ -z $asked ]] || end 75
     one_rank -m coalm_nemo.preflight judge --found "$found" --wanted "$wanted" --nodes "$SLURM_JOB_NODELIST" \
@@ -235,6 +244,7 @@ end() {
     fi
     if hopeless; then exit "$1"; fi
     say "requeued: goes on from step $(newest_step)"
+    trap '' USR1 TERM # SLURM takes the nodes away now, which is no cause of its own
     scontrol requeue "$SLURM_JOB_ID" || say "SLURM refuses to requeue; the same sbatch line goes on from there"
     exit "$1"
 }

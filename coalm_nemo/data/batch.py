@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,25 @@ class MicroBatch:
     sources: Tensor | None = None
     """int64 [b, s]: which source the position's row came from, where that is logged"""
     source_count: int = 0
+
+    def to(self, device: torch.device) -> MicroBatch:
+        """The same on `device`; from pinned memory the copy does not hold up the caller."""
+        return self if device.type == self.tokens.device.type else self._each(lambda t: t.to(device, non_blocking=True))
+
+    def pinned(self) -> MicroBatch:
+        """The same in memory that a GPU can fetch by itself."""
+        return self._each(lambda t: t.pin_memory())
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> MicroBatch:
+        return _each_tensor(replace(self, packed_seq_params=_each_tensor(self.packed_seq_params, change)), change)
+
+
+def _each_tensor(holder: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A dataclass (or None) with each of its tensors changed."""
+    if holder is None:
+        return None
+    values = {f.name: getattr(holder, f.name) for f in fields(holder)}
+    return replace(holder, **{name: change(v) for name, v in values.items() if isinstance(v, Tensor)})
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,6 @@ def fp8_check_command(
 
     for variant in variants.named().values():
         check_inputs(variant, nproc)
-    platform = choose_platform(run.run.platform)
+    platform = choose_platform(run.run.platform, run.run.layers)
     platform.refuse(run.precision.dtype, run.optimizer.moments)
     return launch(variants.fp8, nproc, platform, worker)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 
-from coalm_nemo.config import RunConfig
+from coalm_nemo.config import RunConfig, SpeedSection
 from coalm_nemo.errors import UserError
 
 CONTROL_CHANGE = 1e-3
@@ -40,6 +40,7 @@ def make_variants(run: RunConfig, steps: int, baseline: str, control: bool) -> V
         raise UserError(f"--steps {steps}: at least one step is needed")
     fp8 = copy.deepcopy(run)
     fp8.train.steps = steps
+    fp8.speed = SpeedSection()  # numbers are compared, and their probe has no gradient buffers to fuse into
     plain = copy.deepcopy(fp8)
     plain.precision.dtype = baseline or ("fp32" if run.precision.weights == "float32" else "bf16")
     if plain.precision.dtype not in ("fp32", "bf16"):

@@ -53,7 +53,7 @@ def _check(variants: Variants, ranks: Ranks, out: Path, tolerance: float) -> int
     fp8 = variants.fp8
     llama = read_llama(fp8)
     layouts = [check_run(run, llama, ranks.world_size) for run in variants.named().values()]
-    platform = choose_platform(fp8.run.platform)
+    platform = choose_platform(fp8.run.platform, fp8.run.layers)
     platform.refuse(fp8.precision.dtype, fp8.optimizer.moments)
     store = meet(ranks, fp8.data.prepare_timeout_s)
     made = first_rank_does(store, ranks, "prepare", lambda: prepare(fp8, llama).to_json())

@@ -18,6 +18,7 @@ from coalm_nemo.config import RunConfig
 from coalm_nemo.models.llama import LlamaConfig
 from coalm_nemo.models.rope import rope_inv_freq
 from coalm_nemo.platform import Platform
+from coalm_nemo.speed import defers_embedding, overlaps_tensor
 
 FP8_RECIPES = {"current": "tensorwise", "blockwise": "blockwise", "delayed": "delayed"}
 """Our name of a scaling recipe -> megatron-core's."""
@@ -69,6 +70,7 @@ def transformer_config(llama: LlamaConfig, run: RunConfig, platform: Platform) -
         **_fp8_arguments(run),
         **_recompute_arguments(run.train.recompute),
         **_platform_arguments(run, platform),
+        **speed_arguments(run),
     )
 
 
@@ -118,9 +120,9 @@ def _platform_arguments(run: RunConfig, platform: Platform) -> dict[str, Any]:
     interleaved = run.parallel.virtual_pipeline > 1
     if platform.is_cuda:
         return {
-            "bias_activation_fusion": True,
+            "bias_activation_fusion": True,  # SwiGLU and the residual's addition, by torch's compiler
             "bias_dropout_fusion": True,
-            "apply_rope_fusion": True,
+            "apply_rope_fusion": platform.transformer_engine,
             "deallocate_pipeline_outputs": True,
             "overlap_p2p_comm": interleaved,
             "batch_p2p_comm": not interleaved,
@@ -130,7 +132,6 @@ def _platform_arguments(run: RunConfig, platform: Platform) -> dict[str, Any]:
     return {
         "use_cpu_initialization": True,
         "persist_layer_norm": False,
-        "gradient_accumulation_fusion": False,
         "masked_softmax_fusion": False,
         "bias_activation_fusion": False,
         "bias_dropout_fusion": False,
@@ -141,8 +142,22 @@ def _platform_arguments(run: RunConfig, platform: Platform) -> dict[str, Any]:
     }
 
 
+def speed_arguments(run: RunConfig) -> dict[str, Any]:
+    """The switches of `speed`; what a machine has not is refused before (coalm_nemo/speed.py)."""
+    speed = run.speed
+    deferral = {"defer_embedding_wgrad_compute": True, "wgrad_deferral_limit": speed.deferral_limit}
+    return {
+        "tp_comm_overlap": overlaps_tensor(run),
+        "gradient_accumulation_fusion": speed.gradient_fusion,
+        "cross_entropy_loss_fusion": speed.fused_loss,
+        "cross_entropy_fusion_impl": "native",
+        **(deferral if defers_embedding(run) else {}),
+        **({"cuda_graph_impl": "local"} if speed.cuda_graphs else {}),
+    }
+
+
 def block_spec(config: TransformerConfig, platform: Platform, vp_stage: int | None) -> TransformerBlockSubmodules:
-    """The layers of one pipeline chunk: Transformer Engine's on CUDA, ours on CPU."""
+    """The layers of one pipeline chunk: Transformer Engine's, or ours of plain torch."""
     layer = transformer_engine_layer() if platform.transformer_engine else torch_layer()
     count = get_num_layers_to_build(config, vp_stage=vp_stage)
     return TransformerBlockSubmodules(layer_specs=[layer] * count, layer_norm=_final_norm(platform))

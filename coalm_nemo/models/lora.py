@@ -43,6 +43,10 @@ FUSED = {
 """megatron-core's linear layer -> Llama's projections in it."""
 
 ROW_PARALLEL = ("o", "down")
+TOKEN_BLOCK = 256
+"""Dropout is drawn in blocks of so many tokens: the same ones however sequence parallelism splits them, or padding ends them."""
+FEATURE_BLOCKS = 8
+"""Where tensor parallelism splits the features, in as many blocks of them: the same ones on 1, 2, 4 and 8 ranks."""
 
 
 def widths(llama: LlamaConfig) -> dict[str, tuple[int, int]]:
@@ -57,11 +61,22 @@ def num_parameters(llama: LlamaConfig, lora: LoraSection) -> int:
     return llama.num_layers * lora.rank * sum(sum(widths(llama)[target]) for target in lora.targets)
 
 
+_STEP_SEED = [0]
+
+
+def seed_dropout(seed: int) -> None:
+    """What dropout is drawn from until the next call; torch's own seed differs between tensor-parallel ranks."""
+    _STEP_SEED[0] = seed
+
+
 class LowRank(torch.nn.Module):
     """One projection's adapter: `a` [r, i] and `b` [o, r], the wide side this rank's share."""
 
-    def __init__(self, name: str, width: tuple[int, int], rank: int, config: Any, seed_name: str) -> None:
+    def __init__(
+        self, name: str, width: tuple[int, int], rank: int, config: Any, seed_name: str, dropout: float = 0.0
+    ) -> None:
         super().__init__()
+        self.dropout, self.seed_name = dropout, seed_name
         self.row_parallel = name in ROW_PARALLEL
         self.sequence_parallel = config.sequence_parallel
         self.tp = parallel_state.get_tensor_model_parallel_group()
@@ -77,6 +92,8 @@ class LowRank(torch.nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[s, b, i] as the layer's input is laid out -> [s, b, o] as its output is."""
+        if self.dropout and self.training:
+            x = x * self._kept(x)
         narrow = F.linear(x, self.a)
         if self.row_parallel:
             reduce = reduce_scatter_to_sequence_parallel_region if self.sequence_parallel else _reduce
@@ -86,14 +103,38 @@ class LowRank(torch.nn.Module):
         )
         return F.linear(spread(narrow), self.b)
 
+    def _kept(self, x: Tensor) -> Tensor:
+        """Inverted dropout's factor of each element, the same in a recomputed pass, and on every tensor-parallel layout.
+
+        A pure function of the step's seed, layer, projection and place; so the micro-batches of a step drop alike. Context parallelism has places of its own.
+        """
+        axis = 2 if self.row_parallel else 0
+        index = self.tp.rank() if self.row_parallel or self.sequence_parallel else 0
+        own = x.size(axis)
+        size = max(1, own * self.tp.size() // FEATURE_BLOCKS) if self.row_parallel else TOKEN_BLOCK
+        first, last = index * own // size, -(-(index + 1) * own // size)
+        shape = list(x.shape)
+        shape[axis] = size
+        drawn = [torch.rand(shape, generator=self._generator(b, x.device), device=x.device) for b in range(first, last)]
+        mine = torch.cat(drawn, axis).narrow(axis, index * own - first * size, own)
+        return (mine >= self.dropout).to(x.dtype) / (1 - self.dropout)
+
+    def _generator(self, block: int, device: torch.device) -> torch.Generator:
+        name = f"{_STEP_SEED[0]}:{self.seed_name}:{block}:{parallel_state.get_context_parallel_rank()}"
+        return torch.Generator(device).manual_seed(_seed_of(name))
+
 
 def _reduce(x: Tensor) -> Tensor:
     return reduce_from_tensor_model_parallel_region(x)
 
 
+def _seed_of(name: str) -> int:
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
+
+
 def draw_a(name: str, rank: int, width: int) -> Tensor:
     """PEFT's start of A, uniform within 1/sqrt(i) (Kaiming with a = sqrt(5)), from the name: the same on every layout."""
-    generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big"))
+    generator = torch.Generator().manual_seed(_seed_of(name))
     return (torch.rand(rank, width, generator=generator) * 2 - 1) / math.sqrt(width)
 
 
@@ -169,7 +210,9 @@ def _adapt(
 ) -> None:
     linear = layer.get_submodule(path)
     parts = {
-        name: LowRank(name, widths(llama)[name], lora.rank, layer.config, f"{seed}:{layer.layer_number}:{name}")
+        name: LowRank(
+            name, widths(llama)[name], lora.rank, layer.config, f"{seed}:{layer.layer_number}:{name}", lora.dropout
+        )
         for name in wanted
     }
     groups = llama.num_kv_heads // parallel_state.get_tensor_model_parallel_world_size()

@@ -81,8 +81,7 @@ def hollow(model: Any) -> None:
 
 
 def _hollow_linear(linear: Any) -> None:
-    shape = linear.weight.shape
-    linear.weight = torch.nn.Parameter(torch.empty(shape, dtype=linear.weight.dtype, device="meta"), requires_grad=False)
+    place_weight(linear, torch.device("meta"))
     linear.register_buffer("nf4_codes", None, persistent=False)
     linear.register_buffer("nf4_scale", None, persistent=False)
 
@@ -98,6 +97,12 @@ def _hollow_linear(linear: Any) -> None:
         return y if bias is None else y + bias
 
     linear._forward_impl = forward_impl
+
+
+def place_weight(linear: Any, device: torch.device) -> None:
+    """An empty weight of the same shape: on a device to be loaded into, on meta to take no memory."""
+    empty = torch.empty(linear.weight.shape, dtype=linear.weight.dtype, device=device)
+    linear.weight = torch.nn.Parameter(empty, requires_grad=False)
 
 
 def hollow_weights(model: Any) -> list[list[tuple[str, Any]]]:

@@ -93,7 +93,8 @@ class TorchAttention(MegatronModule):
 
     def _context_parallel(self, query: Tensor, key: Tensor, value: Tensor, bounds: list[tuple[int, int]]) -> Tensor:
         size, rank = self.cp_group.size(), self.cp_group.rank()
-        order = zigzag_order(bounds, size)  # order[rank]: global positions held by that rank, in its order
+        # order[rank]: global positions held by that rank, in its order
+        order = [part.to(query.device) for part in zigzag_order(bounds, size)]
         inverse = torch.argsort(torch.cat(order))
         key = gather_sequence(key, self.cp_group)[inverse]
         value = gather_sequence(value, self.cp_group)[inverse]
@@ -101,7 +102,7 @@ class TorchAttention(MegatronModule):
         for a, b in bounds:
             length = (b - a) // size
             positions = mine[start : start + length] - a
-            mask = positions[:, None] >= torch.arange(b - a)[None, :]
+            mask = positions[:, None] >= torch.arange(b - a, device=mine.device)[None, :]
             parts.append(self._attend(query[start : start + length], key[a:b], value[a:b], mask))
             start += length
         return torch.cat(parts)

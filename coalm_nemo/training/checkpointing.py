@@ -27,7 +27,7 @@ from coalm_nemo.checkpoint.torch_dist import read_metadata
 from coalm_nemo.errors import UserError
 from coalm_nemo.models.gpt import LlamaModel
 from coalm_nemo.models.lora import is_adapter_key
-from coalm_nemo.models.nf4 import fill, hollow_weights
+from coalm_nemo.models.nf4 import fill, hollow_weights, place_weight
 from coalm_nemo.training import fp8_state
 from coalm_nemo.training.callbacks.base import SaveNote
 from coalm_nemo.training.setup import Trainee, inner_optimizers
@@ -88,16 +88,18 @@ def load_model_state(models: list[LlamaModel], checkpoint: Path) -> None:
 
 
 def _fill_hollow(model: LlamaModel, checkpoint: Path) -> None:
-    """QLoRA's base: one layer's weights are there at a time."""
-    for layer in hollow_weights(model):
+    """QLoRA's base: one layer's weights are there at a time. A lone rank has to ask for a tensor's layers together."""
+    layers, device = hollow_weights(model), _device()
+    if torch.distributed.get_world_size() == 1:
+        layers, device = [[pair for layer in layers for pair in layer]], torch.device("cpu")
+    for layer in layers:
         for _, linear in layer:
-            linear.weight.data = torch.empty(linear.weight.shape, dtype=linear.weight.dtype, device=_device())
+            place_weight(linear, device)
         names = dict(layer)
         state = {k: v for k, v in model.sharded_state_dict().items() if k in names}
-        for name, weight in _load({"model": state}, checkpoint)["model"].items():
+        for name, weight in _load({"model": state}, checkpoint, whole=False)["model"].items() if state else ():
             fill(names[name], weight.to(_device()))
-        for _, linear in layer:
-            linear.weight.data = linear.weight.data.to("meta")
+            place_weight(names[name], torch.device("meta"))
 
 
 def _device() -> torch.device:
@@ -111,9 +113,10 @@ def without_extra_state(state: Any) -> Any:
     return state
 
 
-def _load(wanted: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
+def _load(wanted: dict[str, Any], checkpoint: Path, *, whole: bool = True) -> dict[str, Any]:
+    """`whole`: all ranks together ask for all of every tensor, which is checked."""
     try:
-        return dict(dist_checkpointing.load(wanted, str(checkpoint)))
+        return dict(dist_checkpointing.load(wanted, str(checkpoint), validate_access_integrity=whole))
     except UserError:
         raise
     except Exception as e:
@@ -357,7 +360,7 @@ def create_adam_state(optimizer: Any) -> None:
             continue
         for parameter in (p for group in inner.param_groups for p in group["params"] if not inner.state[p]):
             inner.state[parameter] = {
-                "step": torch.tensor(0.0),
+                "step": torch.tensor(0.0, device=parameter.device),  # where the fused update wants it
                 "exp_avg": torch.zeros_like(parameter),
                 "exp_avg_sq": torch.zeros_like(parameter),
             }
@@ -370,6 +373,6 @@ def unshare_adam_steps(optimizer: Any) -> None:
     then advances it once a parameter and the bias correction goes wrong, silently.
     """
     for inner in inner_optimizers(optimizer):
-        for state in inner.state.values():
+        for parameter, state in inner.state.items():
             if isinstance(state.get("step"), torch.Tensor):
-                state["step"] = state["step"].clone()
+                state["step"] = state["step"].to(parameter.device, copy=True)

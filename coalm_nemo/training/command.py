@@ -35,11 +35,13 @@ def train_command(
         return explain(run, nproc or ranks.world_size)
     if nproc:
         from coalm_nemo.platform import choose_platform
+        from coalm_nemo.speed import refuse_missing
         from coalm_nemo.training.launch import launch
 
         check_inputs(run, nproc)
-        platform = choose_platform(run.run.platform)
+        platform = choose_platform(run.run.platform, run.run.layers)
         platform.refuse(run.precision.dtype, run.optimizer.moments)
+        refuse_missing(run, platform)
         return launch(run, nproc, platform)
     from coalm_nemo.training.worker import run_worker
 
@@ -56,6 +58,10 @@ def check_inputs(run: RunConfig, world_size: int) -> None:
             raise UserError(f"data file {path} does not exist")
     if not run.data.train:
         raise UserError("give data.train=ROWS.jsonl")
+    if run.lora.start_from:
+        from coalm_nemo.checkpoint.peft_files import check_start
+
+        check_start(Path(run.lora.start_from), run.lora)
 
 
 def explain(run: RunConfig, world_size: int) -> int:

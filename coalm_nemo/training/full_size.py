@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from coalm_nemo.config import RunConfig
+from coalm_nemo.config import RunConfig, SpeedSection
 from coalm_nemo.errors import UserError
 from coalm_nemo.models.llama import LlamaConfig
 from coalm_nemo.validate import check_run
@@ -62,6 +62,7 @@ def build_full_size(
     wanted = range(world_size) if ranks is None else ranks
     counted = copy.deepcopy(run)
     counted.optimizer.moments = "fp32"  # as many elements; the other kind wants Transformer Engine to be made at all
+    counted.speed = SpeedSection()  # the same elements without CUDA's kernels
     with _meta_device():
         shares = tuple(_build(counted, llama, world_size, rank) for rank in wanted)
     replicas = world_size // (run.parallel.tensor * run.parallel.pipeline)

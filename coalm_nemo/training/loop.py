@@ -14,7 +14,9 @@ from coalm_nemo.config import RunConfig
 from coalm_nemo.training.callbacks.base import Callback, EvalReport, RunEnd, StepReport
 from coalm_nemo.training.checkpointing import Checkpointer, Progress
 from coalm_nemo.training.feed import Feed, GlobalBatch
+from coalm_nemo.training.garbage import CollectTogether
 from coalm_nemo.training.in_training_eval import InTrainingEval
+from coalm_nemo.training.prefetch import Prepared, Prefetcher
 from coalm_nemo.training.setup import Trainee, seed_everything
 from coalm_nemo.training.step import NonFiniteError, StepResult, evaluate, train_step
 from coalm_nemo.training.stop import StopFlag, write_stop_seconds
@@ -67,17 +69,23 @@ class Loop:
         started = time.monotonic()
         status, step = "finished", progress.step
         saved = progress.step
-        with StopFlag() as stop, self.watchdog:
+        batches = Prefetcher(
+            self.feed, self.device, progress.consumed_items, self.end_position, self.total_steps - step
+        )
+        garbage = CollectTogether(self.run_config.speed.collect_interval_steps)
+        with StopFlag() as stop, self.watchdog, garbage, batches:
             while step < self.total_steps:
-                batch = self.feed.global_batch(progress.consumed_items, self.end_position)
+                prepared = batches.next()
+                batch = prepared.batch
                 try:
-                    result = self._step(step, batch, stop.asked)
+                    result = self._step(step, prepared, stop.asked)
                 except NonFiniteError as e:
                     self._save_row_ids(step + 1, batch, str(e))
                     status = "non-finite"
                     break
                 step += 1
                 progress = Progress(step, progress.consumed_items + len(batch.items), progress.data_fingerprint)
+                garbage.after_step(step)
                 self._look_for_stragglers(step)
                 with self.watchdog.slowly():
                     self.checkpointer.poll()
@@ -96,12 +104,11 @@ class Loop:
             self._remember_save_time()
         return RunEnd(status, step, time.monotonic() - started)
 
-    def _step(self, step: int, batch: GlobalBatch, stop: bool) -> StepResult:
-        started = time.monotonic()
-        seed_everything(self.run_config.run.seed, step)
-        micro_batches = self.feed.micro_batches(batch, self.device)
-        self.prepare_s = time.monotonic() - started
-        result = train_step(self.trainee, micro_batches, batch.length, self.device, stop)
+    def _step(self, step: int, prepared: Prepared, stop: bool) -> StepResult:
+        started, batch = time.monotonic() - prepared.waited_s, prepared.batch
+        seed_everything(self.run_config.run.seed, step, graphs=self.run_config.speed.cuda_graphs)
+        self.prepare_s = prepared.made_s
+        result = train_step(self.trainee, prepared.micro_batches, batch.length, self.device, stop)
         seconds = time.monotonic() - started
         self._report(step + 1, batch, result, seconds)
         self.meter.after_step()

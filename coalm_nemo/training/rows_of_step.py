@@ -15,6 +15,9 @@ from coalm_nemo.errors import EXIT_USER_ERROR, UserError
 
 def main(words: list[str]) -> int:
     """Returns the exit code."""
+    from coalm_nemo.training.worker import quiet_libraries
+
+    quiet_libraries()
     try:
         run_dir, step = Path(words[0]), int(words[1])
         row_ids = rows_of_step(run_dir, step)

@@ -16,8 +16,10 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
 from coalm_nemo.config import RunConfig
+from coalm_nemo.cpu_compat import fuse_adam
 from coalm_nemo.models.gpt import FP8_RECIPES, LlamaModel, build_chunks
 from coalm_nemo.models.llama import LlamaConfig
+from coalm_nemo.models.lora import seed_dropout
 from coalm_nemo.platform import Platform
 from coalm_nemo.training.ranks import Ranks
 
@@ -47,7 +49,7 @@ def start_process_groups(run: RunConfig, platform: Platform, ranks: Ranks, store
         timeout=timedelta(minutes=30),
     )
     initialize_parallel_state(run)
-    seed_everything(run.run.seed, 0)
+    seed_everything(run.run.seed, 0, graphs=run.speed.cuda_graphs)
 
 
 def initialize_parallel_state(run: RunConfig) -> None:
@@ -69,14 +71,15 @@ def stop_process_groups() -> None:
         torch.distributed.destroy_process_group()
 
 
-def seed_everything(seed: int, step: int) -> None:
+def seed_everything(seed: int, step: int, *, graphs: bool = False) -> None:
     """Random state as a pure function of (seed, step): a resumed run draws the same numbers on any layout.
 
-    megatron-core adds the ranks' own offsets to the seed.
+    megatron-core adds the ranks' own offsets to the seed. `graphs`: of a kind that CUDA graphs can record.
     """
     mixed = (seed * 1_000_003 + step * 9_176) % (2**31)
     torch.manual_seed(mixed)
-    model_parallel_cuda_manual_seed(mixed, force_reset_rng=True)
+    seed_dropout(mixed)
+    model_parallel_cuda_manual_seed(mixed, force_reset_rng=True, use_cudagraphable_rng=graphs)
 
 
 def build_trainee(
@@ -91,10 +94,7 @@ def build_trainee(
     load_weights(models)
     chunks = wrap_chunks(models, run)
     optimizer = get_megatron_optimizer(optimizer_config(run), chunks, use_gloo_process_groups=False)
-    if not platform.is_cuda:
-        from coalm_nemo.cpu_compat import fuse_adam
-
-        fuse_adam(inner_optimizers(optimizer))
+    fuse_adam(inner_optimizers(optimizer))
     connect(models[0].config, chunks, optimizer, run)
     return Trainee(chunks, optimizer, build_scheduler(optimizer, run, total_steps))
 

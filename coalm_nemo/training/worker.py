@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -21,6 +21,7 @@ from coalm_nemo.data.tokens import RowSet, TokenRows
 from coalm_nemo.errors import EXIT_NON_FINITE, EXIT_STOPPED, EXIT_USER_ERROR, UserError
 from coalm_nemo.models.llama import LlamaConfig
 from coalm_nemo.platform import Platform, choose_platform
+from coalm_nemo.speed import refuse_missing
 from coalm_nemo.training import feed as feeding
 from coalm_nemo.training.callbacks.base import Callback, RunStart, SaveNote
 from coalm_nemo.training.in_training_eval import HeldOut, InTrainingEval, read_held_out
@@ -61,8 +62,9 @@ def train(run: RunConfig, ranks: Ranks) -> int:
     """Check, prepare, build, resume, loop."""
     llama = read_llama(run)
     layout = check_run(run, llama, ranks.world_size)
-    platform = choose_platform(run.run.platform)
+    platform = choose_platform(run.run.platform, run.run.layers)
     platform.refuse(run.precision.dtype, run.optimizer.moments)
+    refuse_missing(run, platform)
     store = meet(ranks, run.data.prepare_timeout_s)
     prepared = Prepared.from_json(first_rank_does(store, ranks, "prepare", lambda: prepare(run, llama).to_json()))
     held_out = HeldOut.none()
@@ -71,10 +73,12 @@ def train(run: RunConfig, ranks: Ranks) -> int:
         held_out = HeldOut(**json.loads(text))
 
     from coalm_nemo.training.setup import start_process_groups, stop_process_groups
+    from coalm_nemo.training.userbuffers import userbuffers
 
     start_process_groups(run, platform, ranks, store)
     try:
-        return _train(run, ranks, llama, layout, platform, prepared, held_out)
+        with userbuffers(run, llama):
+            return _train(run, ranks, llama, layout, platform, prepared, held_out)
     finally:
         stop_process_groups()
 
@@ -90,7 +94,7 @@ def _train(
 ) -> int:
     from coalm_nemo.models.lora import num_parameters
     from coalm_nemo.training.calibration import restore_or_calibrate, wants_calibration
-    from coalm_nemo.training.checkpointing import Checkpointer, Progress, load_model_state
+    from coalm_nemo.training.checkpointing import Checkpointer, Progress
     from coalm_nemo.training.loop import Loop
     from coalm_nemo.training.setup import build_trainee, warmup_steps
     from coalm_nemo.training.throughput import Meter
@@ -122,7 +126,7 @@ def _train(
         run,
         platform,
         steps,
-        lambda m: None if newest and not run.lora.rank else load_model_state(m, prepared.base),
+        lambda models: _load_weights(models, run, prepared, newest),
     )
     progress = Progress(0, 0, feed.fingerprint())
     if newest:
@@ -148,6 +152,17 @@ def _train(
     for callback in callbacks:
         callback.on_end(ended)
     return EXIT_CODES[ended.status]
+
+
+def _load_weights(models: Any, run: RunConfig, prepared: Prepared, newest: Path | None) -> None:
+    """The base; where a checkpoint holds all weights there is nothing to load before it."""
+    from coalm_nemo.training.checkpointing import load_model_state
+    from coalm_nemo.training.start_adapters import start_adapters
+
+    if not newest or run.lora.rank:
+        load_model_state(models, prepared.base)
+    if run.lora.start_from and not newest:
+        start_adapters(models, Path(run.lora.start_from))
 
 
 def _adapter_info(run: RunConfig, prepared: Prepared) -> AdapterInfo | None:

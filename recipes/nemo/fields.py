@@ -37,6 +37,12 @@ MAPPED = {
     "precision.gradients": "trainer.plugins.grad_reduce_in_fp32",
     "precision.fp8_weight_gradients": "trainer.plugins.fp8_wgrad",
     "precision.amax_history_len": "trainer.plugins.fp8_amax_history_len",
+    "speed.tensor_overlap": "trainer.callbacks, model.config.tp_comm_overlap",
+    "speed.gradient_fusion": "model.config.gradient_accumulation_fusion",
+    "speed.defer_embedding_gradient": "model.config.defer_embedding_wgrad_compute",
+    "speed.deferral_limit": "model.config.wgrad_deferral_limit",
+    "speed.fused_loss": "model.config.cross_entropy_loss_fusion",
+    "speed.collect_interval_steps": "trainer.callbacks",
     "batch.global_size": "data.global_batch_size",
     "batch.micro_size": "data.micro_batch_size",
     "data.train": "data.train",
@@ -81,7 +87,13 @@ _WATCH = (
 )
 
 NO_COUNTERPART = {
+    "run.layers": "NeMo's layers are Transformer Engine's",
     "precision.emulation_weights": "NeMo has no emulated FP8",
+    "speed.cuda_graphs": "NeMo's own CUDA graphs are set on model.config",
+    "speed.prefetch_steps": "NeMo's data loader has workers of its own",
+    "lora.dropout": "NeMo draws it anew in every pass; ours is the same on every layout",
+    "lora.base": "NeMo's adapters go with a base in its own precision",
+    "lora.start_from": "NeMo loads no PEFT files",
     "data.prepare_timeout_s": "NeMo's ranks wait at a barrier for as long as their process group does",
     "checkpoint.milestone_interval_steps": "NeMo keeps the newest checkpoints, or all of them",
     "checkpoint.save_final": "NeMo always saves at the end",

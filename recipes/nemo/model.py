@@ -14,6 +14,9 @@ LLAMA31_ROPE = RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0
 """Of Llama 3.1's and 3.3's config.json; the planner's shapes leave it out, because it costs nothing."""
 
 
+DEFERRAL = ("defer_embedding_wgrad_compute", "wgrad_deferral_limit")
+
+
 def find_llama(run: RunConfig) -> LlamaConfig:
     """From `model.hf_path` where it is at hand, else Llama 3.1 of `model.shape`. Raises UserError without both."""
     from coalm_nemo.models.llama import load_llama_config
@@ -74,11 +77,15 @@ def model_config(run: RunConfig, llama: LlamaConfig) -> Any:
 
 
 def _kernels(run: RunConfig) -> dict[str, Any]:
-    """As in models/gpt.py: NeMo's own defaults are others, or hang on what is installed."""
+    """As in models/gpt.py: NeMo's own defaults are others, or hang on what is installed.
+
+    What wants a pipeline is left to the callback of trainer.py: here NeMo does not know of one yet.
+    """
+    from coalm_nemo.models.gpt import speed_arguments
+
     interleaved = run.parallel.virtual_pipeline > 1
     return {
-        "cross_entropy_loss_fusion": False,
-        "gradient_accumulation_fusion": False,
+        **{name: value for name, value in speed_arguments(run).items() if name not in DEFERRAL},
         "overlap_p2p_comm": interleaved,
         "batch_p2p_comm": not interleaved,
     }

@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from coalm_nemo.config import RunConfig
+from coalm_nemo.models.gpt import speed_arguments
+from coalm_nemo.speed import defers_embedding, overlaps_tensor
 from coalm_nemo.validate import Layout
+from recipes.nemo.model import DEFERRAL
 
 
 def trainer(run: RunConfig, layout: Layout, steps: int, nodes: int, gpus_per_node: int) -> Any:
@@ -23,6 +26,7 @@ def trainer(run: RunConfig, layout: Layout, steps: int, nodes: int, gpus_per_nod
         max_steps=steps,
         strategy=strategy(run, layout),
         plugins=precision(run),
+        callbacks=callbacks(run),
         accumulate_grad_batches=1,
         use_distributed_sampler=False,
         log_every_n_steps=run.logging.console_interval_steps,
@@ -32,6 +36,33 @@ def trainer(run: RunConfig, layout: Layout, steps: int, nodes: int, gpus_per_nod
         limit_val_batches=1.0 if validates else 0,
         num_sanity_val_steps=0,
     )
+
+
+def callbacks(run: RunConfig) -> list[Any]:
+    """What NeMo does beside the steps: it sets up the overlap's buffers, and collects garbage on all ranks at once."""
+    import nemo_run
+    from nemo.lightning.pytorch.callbacks.garbage_collection import GarbageCollectionCallback
+    from nemo.lightning.pytorch.callbacks.megatron_comm_overlap import MegatronCommOverlapCallback
+
+    found = []
+    if overlaps_tensor(run) or defers_embedding(run):
+        kernels = speed_arguments(run)
+        found.append(
+            nemo_run.Config(
+                MegatronCommOverlapCallback,  # it also sets what it is not told, so it is told all that the recipe decides
+                tp_comm_overlap=overlaps_tensor(run),
+                tp_comm_bootstrap_backend="nccl",
+                overlap_p2p_comm=run.parallel.virtual_pipeline > 1,
+                batch_p2p_comm=run.parallel.virtual_pipeline == 1,
+                overlap_grad_reduce=run.parallel.overlap_grad_reduce,
+                overlap_param_gather=run.parallel.overlap_param_gather,
+                align_param_gather=False,
+                **{name: kernels[name] for name in DEFERRAL if name in kernels},
+            )
+        )
+    if every := run.speed.collect_interval_steps:
+        found.append(nemo_run.Config(GarbageCollectionCallback, gc_interval_train=every, gc_interval_val=every))
+    return found
 
 
 def strategy(run: RunConfig, layout: Layout) -> Any:

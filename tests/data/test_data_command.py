@@ -64,6 +64,7 @@ BAD_BUILDS: dict[str, tuple[list[str], str]] = {
     "unknown kind": (["--source", "hamer=rows.jsonl"], "did you mean 'hammer'"),
     "missing file": (["--source", "chat=no.jsonl"], "no.jsonl does not exist"),
     "no SGD there": (["--source", "sgd=."], "dialogues_"),
+    "no such tools": (["--source", "sgd=.", "sources.sgd.tools=few"], "use one of all, dialogue"),
     "unknown option": (["--source", "chat=rows.jsonl", "sources.chat.maskings=2"], "unknown key 'maskings'"),
     "missing config": (["--config", "no.yaml"], "no.yaml does not exist"),
     "config of another kind": (["--config", "rows.jsonl"], "rows.jsonl"),

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from coalm_nemo.data.rows import Row
+from coalm_nemo.data.sources.sgd import SgdSource
 from coalm_nemo.errors import UserError
 from coalm_nemo.evaluation.base import Prompt, Verdict
 from coalm_nemo.evaluation.gold_model import DamagedGoldModel
 from coalm_nemo.evaluation.options import EvalOptions
 from coalm_nemo.evaluation.sgd.benchmark import load
-from tests.data.sources.cra_world import MILL, SGD, dialogue, needs_sgd, write
+from tests.data.sources.cra_world import MILL, SGD, dialogue, needs_sgd, with_another_service, write
 from tests.evaluation.woz_world import drive, replay, scripted, totals
 
 NAME = MILL["workshop_name"]
@@ -97,6 +99,33 @@ def test_rows_ask_every_call_with_the_training_prompt(tmp_path: Path) -> None:
     spoiled = verdicts(tmp_path, lambda prompt: prompt.gold.replace("Ghent", "Rome"), form="rows")
     assert totals(spoiled)["call"] == (1, 2) and totals(spoiled)["call_name"] == (2, 2)
     assert totals(verdicts(tmp_path, lambda prompt: "???", form="rows"))["call_name"] == (0, 2)
+
+
+@pytest.mark.parametrize("tools", ["all", "dialogue"])
+def test_rows_have_the_prompts_of_the_data_build(tools: str, tmp_path: Path) -> None:
+    write(tmp_path, [dialogue()], with_another_service())
+    asked: list[str] = []
+
+    def answer(prompt: Prompt) -> str:
+        asked.append(prompt.messages[0]["content"])
+        return prompt.gold
+
+    assert totals(verdicts(tmp_path, answer, form="rows", tools=tools))["call"] == (2, 2)
+    source = SgdSource(str(tmp_path), tools=tools, response_rows=False)
+    built = [row for block in source.blocks() for row in source.rows(block, 0) if isinstance(row, Row)]
+    assert asked == [row.messages[0]["content"] for row in built]
+    assert all(("BookFerry" in prompt) == (tools == "all") for prompt in asked)
+
+
+def test_the_protocol_says_which_tools_and_the_agent_takes_all(tmp_path: Path) -> None:
+    write(tmp_path, [dialogue()])
+    for tools, words in (("all", "every service"), ("dialogue", "the dialogue's own services")):
+        protocol = load(EvalOptions(tmp_path, tmp_path, extra={"form": "rows", "tools": tools})).protocol
+        assert words in protocol["tools"]
+    with pytest.raises(UserError, match="tools=dialogue is for form=rows"):
+        load(EvalOptions(tmp_path, tmp_path, extra={"tools": "dialogue"}))
+    with pytest.raises(UserError, match="tools=few: it must be one of all, dialogue"):
+        load(EvalOptions(tmp_path, tmp_path, extra={"form": "rows", "tools": "few"}))
 
 
 @needs_sgd

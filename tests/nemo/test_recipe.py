@@ -42,6 +42,9 @@ def as_with_transformer_engine(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def adam(master_weight_dtype: Any, exp_avg_dtype: Any, exp_avg_sq_dtype: Any, use_decoupled_grad: Any) -> None: ...
 
+    from nemo.lightning.pytorch.callbacks import megatron_comm_overlap
+
+    monkeypatch.setattr(megatron_comm_overlap, "HAVE_TE", True)
     monkeypatch.setattr(rope_utils, "fused_apply_rotary_pos_emb", object())
     monkeypatch.setattr(megatron.core.utils, "get_te_version", lambda: Version("2.12.0"))
     for name in ("transformer_engine", "transformer_engine.pytorch"):
@@ -60,6 +63,10 @@ def built(recipe: Any) -> SimpleNamespace:
     strategy, plugin = fdl.build(recipe.trainer.strategy), fdl.build(recipe.trainer.plugins)
     model = SimpleNamespace(config=fdl.build(recipe.model.config), configure_model=None)
     set_model_parallel_attributes(model, strategy.parallelism)
+    for callback in recipe.trainer.callbacks:
+        if callback.__fn_or_cls__.__name__ == "MegatronCommOverlapCallback":
+            made = fdl.build(callback)
+            made._apply_cfgs(made._get_model_comm_overlap_cfgs(strategy.parallelism), model.config)
     optimizer = fdl.build(recipe.optim)
     for config in (model.config, optimizer.config, strategy.ddp_config):
         update_config_with_dtype_overrides(plugin.dtype_config, config)
@@ -156,7 +163,9 @@ OTHER_VALUES = {
     "lora.rank": 4, "lora.alpha": 5.0, "lora.targets": "[q]",
     "precision.dtype": "fp8_blockwise", "precision.bf16_layers_at_start": 1, "precision.bf16_layers_at_end": 1,
     "precision.fp8_params": "false", "precision.gradients": "fp32", "precision.fp8_weight_gradients": "false",
-    "precision.amax_history_len": 16, "batch.global_size": 64, "batch.micro_size": 2,
+    "precision.amax_history_len": 16, "speed.tensor_overlap": "false", "speed.gradient_fusion": "false",
+    "speed.defer_embedding_gradient": "false", "speed.deferral_limit": 3, "speed.fused_loss": "false",
+    "speed.collect_interval_steps": 7, "batch.global_size": 64, "batch.micro_size": 2,
     "data.train": "/sets/other", "data.validation": "/sets/held_out", "data.validation_fraction": 0.1,
     "data.packing": "false", "data.pack_multiple": 8, "data.overlong": "drop", "data.shuffle": "false",
     "train.steps": 64, "train.epochs": 2.0, "train.seq_len_tokens": 2048, "train.recompute": "full",
@@ -167,15 +176,22 @@ OTHER_VALUES = {
     "checkpoint.async_save": "false", "checkpoint.resume": "false", "logging.console_interval_steps": 4,
     "logging.wandb": "offline", "logging.wandb_project": "p", "logging.wandb_entity": "e", "logging.wandb_name": "n",
 }  # fmt: skip
+WITH_LORA = ["speed.tensor_overlap=false", "speed.gradient_fusion=false", "speed.defer_embedding_gradient=false"]
 TOGETHER = {
     "parallel.virtual_pipeline": ["parallel.pipeline=2"],
-    "parallel.context": ["data.packing=false"],
+    "parallel.context": ["data.packing=false", "speed.tensor_overlap=false"],
+    "data.packing": ["speed.tensor_overlap=false"],
     "parallel.distributed_optimizer": ["parallel.overlap_param_gather=false", "precision.fp8_params=false"],
     "parallel.overlap_grad_reduce": ["parallel.overlap_param_gather=false"],
-    "lora.alpha": ["lora.rank=4"],
-    "lora.targets": ["lora.rank=4"],
+    "lora.rank": WITH_LORA,
+    "lora.alpha": ["lora.rank=4", *WITH_LORA],
+    "lora.targets": ["lora.rank=4", *WITH_LORA],
+    "precision.dtype": ["speed.tensor_overlap=false"],
+    "speed.gradient_fusion": ["speed.defer_embedding_gradient=false"],
+    "speed.defer_embedding_gradient": ["parallel.pipeline=2"],
+    "speed.deferral_limit": ["parallel.pipeline=2"],
     "precision.amax_history_len": ["precision.dtype=fp8_delayed"],
-    "batch.micro_size": ["data.packing=false"],
+    "batch.micro_size": ["data.packing=false", "speed.tensor_overlap=false"],
     "checkpoint.save_interval_steps": [],
     "train.eval_interval_steps": ["checkpoint.save_interval_steps=8"],
 }

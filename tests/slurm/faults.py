@@ -171,8 +171,17 @@ def survive(cluster: Cluster, directory: Path, fault: Fault, words: list[str], e
     assert worst <= 1e-6, worst
     if fault.small_disk:
         assert "is not saved: " in log and "Traceback" not in log, log
-    starts, reached = job.starts(), job.ends()[0][1]
+    starts = job.starts()
     again = len(starts) > 1
+    reached = max(job.ends()[0][1], starts[-1])  # who is asked to stop saves the step that it is in
     after = min((s["time"] for s in job.steps() if s["step"] > reached), default=at)
     ids = {p.name.rpartition("-")[2] for p in cluster.inside(run_dir).glob("wandb/offline-run-*")}
-    return Recovery(fault.name, len(starts), fault.cause, after - at if again else 0.0, reached - starts[1] if again else 0, worst, len(ids))
+    return Recovery(
+        fault.name,
+        len(starts),
+        fault.cause,
+        after - at if again else 0.0,
+        reached - starts[1] if again else 0,
+        worst,
+        len(ids),
+    )

@@ -24,8 +24,8 @@ def main() -> None:
 
         usual = loop.Loop._step
 
-        def step(self: Any, number: int, batch: Any, stop: bool) -> Any:
-            if os.environ.get("CRASH_ON_ROW") in [self.feed.rows.row_id(r) for r in batch.rows]:
+        def step(self: Any, number: int, prepared: Any, stop: bool) -> Any:
+            if os.environ.get("CRASH_ON_ROW") in [self.feed.rows.row_id(r) for r in prepared.batch.rows]:
                 os.kill(os.getpid(), signal.SIGSEGV)
             if number == int(os.environ.get("HANG_AT", "-1")) and os.environ.get("SLURM_PROCID") == "1":
                 once = Path(self.run_config.run.dir) / "hung_once"
@@ -33,7 +33,7 @@ def main() -> None:
                     once.touch()
                     time.sleep(1000)
             time.sleep(float(os.environ.get("STEP_S", "0")))
-            return usual(self, number, batch, stop)
+            return usual(self, number, prepared, stop)
 
         loop.Loop._step = step  # type: ignore[method-assign]
     runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -40,7 +40,7 @@ def find_python(directory: Path, release: str) -> Path:
 
 
 def prepare(directory: Path, release: str) -> Path:
-    """Make the environment where it is missing or unfinished: about 500 MB for V3, 2 GB for V4. Raises UserError where pip fails."""
+    """Make the environment where it is missing or unfinished (V3: 500 MB, V4: 2 GB). Raises UserError where pip fails."""
     python, ready = directory / "bin" / "python", directory / "ready"
     packages = RELEASES[release]
     if python.exists() and ready.exists() and ready.read_text() == " ".join(packages):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from coalm_nemo.data.sources.cra.dialogue import Dialogue, read_dialogues
+from coalm_nemo.data.sources.cra.source import TOOLS
 from coalm_nemo.data.sources.sgd import SgdSource
 from coalm_nemo.errors import UserError
 from coalm_nemo.evaluation.base import Benchmark, Verdict
@@ -23,8 +24,9 @@ WHERE_FROM = (
     "a directory of Schema-Guided Dialogue with schema.json and dialogues_*.json, such as test/ of "
     "github.com/google-research-datasets/dstc8-schema-guided-dialogue"
 )
-OPTIONS = ("form", "state", "history")
+OPTIONS = ("form", "state", "history", "tools")
 FORMS = ("agent", "rows")
+_TOOLS_ARE = {"all": "every service of the schema", "dialogue": "the dialogue's own services"}
 _VALUES = "Dates are written YYYY-MM-DD and times HH:MM on the 24-hour clock."
 _RULES = (
     "Call a function once all of its required arguments are settled; a detail that the user has settled is passed too."
@@ -32,18 +34,19 @@ _RULES = (
 
 
 def load(options: EvalOptions) -> Benchmark:
-    """Options: `form` (agent, rows), and for the agent `state` (calls, prompt) and `history` (own, gold)."""
+    """Options: `form` (agent, rows); for rows `tools` (all, dialogue); for the agent `state` (calls, prompt) and `history`
+    (own, gold)."""
     options.only(OPTIONS)
     directory = options.need_data(WHERE_FROM)
-    source = SgdSource(str(directory))
-    form = options.choice("form", FORMS)
+    form, tool_list = options.choice("form", FORMS), options.choice("tools", TOOLS)
+    if form == "agent" and tool_list != TOOLS[0]:
+        raise UserError("--option tools=dialogue is for form=rows; the agent always has the functions of every service")
+    source = SgdSource(str(directory), tools=tool_list)
     state_from, history = options.choice("state", ("calls", "prompt")), options.choice("history", ("own", "gold"))
     schema, dialogues = source.schema, _dialogues(directory, options.limit, source)
     if form == "rows":
-        items = row_items(source, dialogues)
-        return Benchmark(
-            "sgd", items, _described(dialogues, form, "", ""), headline=("call", "call_name", "call_arguments")
-        )
+        about = _described(dialogues, form, "", "") | {"tools": f"functions of {_TOOLS_ARE[tool_list]}"}
+        return Benchmark("sgd", row_items(source, dialogues), about, headline=("call", "call_name", "call_arguments"))
     tools = "\n".join(schema.signatures(True))
     prompt = AgentPrompt(tools, rules=_RULES, value_rules=_VALUES, today=source.today())
     protocol = Protocol(schema, prompt, ways(schema), state_from, "gold" if history == "gold" else "own")

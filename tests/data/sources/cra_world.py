@@ -125,6 +125,14 @@ def dialogue() -> dict[str, Any]:
     return copy.deepcopy(_dialogue())
 
 
+def with_another_service() -> list[dict[str, Any]]:
+    """The schema with a service that the dialogue is not about; one of its functions has the name of one that it is."""
+    other = copy.deepcopy(SCHEMA[0]) | {"service_name": "Ferries_1"}
+    other["intents"][0]["required_slots"] = ["city", "date"]
+    other["intents"][1]["name"] = "BookFerry"
+    return [other, *copy.deepcopy(SCHEMA)]
+
+
 def write(folder: Path, dialogues: list[Any], schema: Any = None, schema_name: str = "schema.json") -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / schema_name).write_text(json.dumps(SCHEMA if schema is None else schema))

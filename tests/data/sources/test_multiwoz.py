@@ -185,6 +185,17 @@ def test_search(parameters: dict[str, str], names: list[str], databases: Path) -
     assert [record["trainID"] for record in search(str(databases), "train", parameters)] == names
 
 
+def test_tools_of_the_dialogue_are_of_the_services_it_wants_something_of(tmp_path: Path, databases: Path) -> None:
+    hotels_only = DIALOGUE | {"turns": DIALOGUE["turns"][:6]}  # every turn has a frame of the train, without intent
+    for dialogue, trains in ((DIALOGUE, True), (hotels_only, False)):
+        rows = make(tmp_path, dialogue, database=str(databases), tools="dialogue")
+        found = [
+            row.messages[0]["content"] for row in rows.values() if isinstance(row, Row) and row.part == "cra_action"
+        ]
+        assert found and all("find_hotel(" in prompt for prompt in found)
+        assert all(("find_train(" in prompt) == trains for prompt in found)
+
+
 def test_the_schema_may_have_its_other_name_and_must_fit(tmp_path: Path) -> None:
     folder = write(tmp_path / "train", [DIALOGUE], SCHEMA, "schema_2.2.json")
     assert MultiwozSource(str(tmp_path)).files()[0].name == "schema_2.2.json"

@@ -17,7 +17,7 @@ from coalm_nemo.data.sources.cra.checks import check_row
 from coalm_nemo.data.sources.cra.dialogue import read_dialogues
 from coalm_nemo.data.sources.sgd import SgdSource
 from coalm_nemo.errors import UserError
-from tests.data.sources.cra_world import SGD, dialogue, needs_sgd, system, write
+from tests.data.sources.cra_world import SGD, dialogue, needs_sgd, system, with_another_service, write
 
 
 def make(source: SgdSource, seed: int = 0) -> list[Row | Dropped]:
@@ -25,7 +25,7 @@ def make(source: SgdSource, seed: int = 0) -> list[Row | Dropped]:
 
 
 def world(
-    folder: Path, change: Callable[[dict[str, Any]], Any] | None = None, **options: bool
+    folder: Path, change: Callable[[dict[str, Any]], Any] | None = None, **options: Any
 ) -> dict[str, Row | Dropped]:
     made = dialogue()
     if change:
@@ -105,6 +105,46 @@ def test_which_parts_and_which_signatures(tmp_path: Path) -> None:
     assert strict["w_1/9/action"] == Dropped("argument_not_in_tool_list", "w_1/9/action")
     assert isinstance(strict["w_1/9/response"], Row)
     assert isinstance(world(tmp_path, strict_signatures=True, optional_slots=True)["w_1/9/action"], Row)
+
+
+def tool_list(row: Row | Dropped) -> list[str]:
+    return text(row).split("TOOLS]\n")[1].split("\n")[:-1]
+
+
+def test_tools_of_the_schema_or_of_the_dialogue(tmp_path: Path) -> None:
+    write(tmp_path, [dialogue()], with_another_service())
+    lists = {}
+    for tools in ("all", "dialogue"):
+        source = SgdSource(str(tmp_path), tools=tools)
+        rows = {row.row_id: row for row in make(source)}
+        assert not any(isinstance(row, Dropped) for row in rows.values())
+        lists[tools] = tool_list(rows["w_1/3/action"])
+        assert tool_list(rows["w_1/9/action"]) == lists[tools]
+    own = ["FindWorkshop(city)", "BookRepair(workshop_name, date, number_of_bikes)"]
+    assert lists["dialogue"] == own
+    assert lists["all"] == ["FindWorkshop(city, date)", "BookFerry(workshop_name, date, number_of_bikes)", *own]
+    shown = tool_list(make(SgdSource(str(tmp_path), tools="dialogue", optional_slots=True))[1])
+    assert shown[0] == "FindWorkshop(city, open_late='dontcare', size='dontcare')" and len(shown) == 2
+    with pytest.raises(UserError, match="tools is 'some'; use one of all, dialogue"):
+        SgdSource(str(tmp_path), tools="some")
+
+
+def test_tools_change_the_tool_list_and_nothing_else(tmp_path: Path) -> None:
+    write(tmp_path, [dialogue()], with_another_service())
+    every, own = (make(SgdSource(str(tmp_path), tools=tools)) for tools in ("all", "dialogue"))
+    for one, other in zip(every, own, strict=True):
+        lists = ["\n".join(tool_list(row)) if "TOOLS]" in text(row) else "-" for row in (one, other)]
+        assert text(one).replace(lists[0], "-", 1) == text(other).replace(lists[1], "-", 1)
+
+
+@needs_sgd
+def test_the_tools_of_published_dialogues_hold_every_call() -> None:
+    source = SgdSource(str(SGD), tools="dialogue", response_rows=False)
+    rows = [row for row in source.rows(next(source.blocks()), 0) if isinstance(row, Row)]
+    assert len(rows) > 200
+    for row in rows:
+        name = target(row).removeprefix("Action: ").split("(")[0]
+        assert name in [line.split("(")[0] for line in tool_list(row)] and len(tool_list(row)) < 20
 
 
 def call_of(made: dict[str, Any], turn: int) -> dict[str, Any]:

@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from coalm_nemo.data.sources.cra.checks import tokens
-from coalm_nemo.data.sources.cra.dialogue import Act, Dialogue, Frame, SourceTurn
+from coalm_nemo.data.sources.cra.dialogue import NO_INTENT, Act, Dialogue, Frame, SourceTurn
 from coalm_nemo.data.sources.cra.observe import Record
 from coalm_nemo.data.sources.cra.schema import DONTCARE, Function, Schema
 from coalm_nemo.errors import UserError
 
-NO_INTENT = "NONE"
 _UNSEEN = ("id", "introduction", "location", "signature")
 """Keys of database records that no dialogue speaks of."""
 

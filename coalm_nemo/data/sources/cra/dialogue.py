@@ -10,6 +10,8 @@ from typing import Any
 
 from coalm_nemo.errors import UserError
 
+NO_INTENT = "NONE"
+
 
 @dataclass(frozen=True, slots=True)
 class Act:
@@ -51,6 +53,12 @@ class SourceTurn:
 class Dialogue:
     dialogue_id: str
     turns: tuple[SourceTurn, ...]
+
+    @property
+    def services(self) -> frozenset[str]:
+        """Those that the user wants something of, or that are called; MultiWOZ has frames of the others too."""
+        frames = [frame for turn in self.turns for frame in turn.frames]
+        return frozenset(frame.service for frame in frames if frame.method or frame.intent not in ("", NO_INTENT))
 
 
 def read_dialogues(path: Path, rename: Callable[[str], str] = str) -> list[Dialogue]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from coalm_nemo.data.rows import Row
 from coalm_nemo.data.sources.base import Dropped
@@ -26,6 +26,8 @@ class RowOptions:
     strict_signatures: bool
     action_rows: bool
     response_rows: bool
+    tools_of_dialogue: bool = False
+    """The tool list has only the functions of the dialogue's services, not all of `prompt.tool_list`."""
 
 
 def dialogue_rows(
@@ -41,7 +43,7 @@ def dialogue_rows(
         if turn.call is None and turn.left_out:
             fault = turn.left_out[0]
         if turn.call is not None:
-            row = action_row(f"{name}/action", turn, history, options.prompt)
+            row = action_row(f"{name}/action", turn, history, _prompt(turn, schema, options))
             fault = check_row(row, schema, turn.facts)
             reason = fault or _beyond_tool_list(turn, schema, options)
             if options.action_rows:
@@ -54,6 +56,12 @@ def dialogue_rows(
             history += without_call(turn)
         else:
             history += with_plain_thought(turn) if turn.unsupported else turn_lines(turn, brief=True)
+
+
+def _prompt(turn: Turn, schema: Schema, options: RowOptions) -> PromptOptions:
+    if not options.tools_of_dialogue:
+        return options.prompt
+    return replace(options.prompt, tool_list="\n".join(schema.signatures(options.prompt.optional_shown, turn.services)))
 
 
 def _left_out(name: str, turn: Turn) -> Iterator[Dropped]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -90,9 +90,13 @@ class Schema:
     def names(self) -> frozenset[str]:
         return frozenset(name for _, name in self.functions)
 
-    def signatures(self, with_optional: bool) -> list[str]:
-        """In the file's order, one of each: where two services agree in all that is shown, they are one line."""
-        return list(dict.fromkeys(f.signature(with_optional) for f in self.functions.values()))
+    def signatures(self, with_optional: bool, services: Collection[str] | None = None) -> list[str]:
+        """In the file's order, one of each: where two services agree in all that is shown, they are one line.
+
+        `services`: only theirs; None: those of all services.
+        """
+        shown = [f for f in self.functions.values() if services is None or f.service in services]
+        return list(dict.fromkeys(f.signature(with_optional) for f in shown))
 
 
 def read_schema(path: Path, rename: Callable[[str], str] = str) -> Schema:

@@ -21,11 +21,16 @@ from coalm_nemo.errors import UserError
 if TYPE_CHECKING:
     from coalm_nemo.data.sources.cra.writer import Writer, WriterOptions
 
+TOOLS = ("all", "dialogue")
+
 
 @dataclass(frozen=True)
 class CraSource(Source):
     """`path`: directory with the schema and dialogues_*.json, or its parent that holds it as `train/`."""
 
+    tools: str = "all"
+    """all | dialogue: which functions the tool list shows, those of every service of the schema as in the published rows,
+    or those of the dialogue's own services: an action row is then a third as long, and fits a small model."""
     optional_slots: bool = False
     """Whether the tool list shows optional arguments with their defaults; the published one shows required ones only."""
     thought_target: bool = False
@@ -53,6 +58,8 @@ class CraSource(Source):
     writer_temperature: float = 0.7
 
     def __post_init__(self) -> None:
+        if self.tools not in TOOLS:
+            raise UserError(f"tools is '{self.tools}'; use one of {', '.join(TOOLS)}")
         if self.writer:
             _ = self.writer_options  # checked, and named as one build, before workers fork
         elif self.writer_model:
@@ -82,7 +89,8 @@ class CraSource(Source):
     def row_options(self) -> RowOptions:
         tools = "\n".join(self.schema.signatures(self.optional_slots))
         prompt = PromptOptions(tools, self.optional_slots, self.today(), self.thought_target)
-        return RowOptions(prompt, self.strict_signatures, self.action_rows, self.response_rows)
+        of_dialogue = self.tools == "dialogue"
+        return RowOptions(prompt, self.strict_signatures, self.action_rows, self.response_rows, of_dialogue)
 
     @cached_property
     def writer_options(self) -> WriterOptions:

@@ -45,6 +45,8 @@ class Turn:
     """Why the source's answer is not borne out by its own results, where it is not (rare): a reason for Dropped."""
     left_out: tuple[str, ...] = ()
     """Reasons why further calls of this turn, or its only one, are not made."""
+    services: frozenset[str] = frozenset()
+    """Those of the whole dialogue."""
 
 
 def make_turns(dialogue: Dialogue, schema: Schema, seed: int) -> list[Turn]:
@@ -57,7 +59,7 @@ def make_turns(dialogue: Dialogue, schema: Schema, seed: int) -> list[Turn]:
         user, system = dialogue.turns[number - 1], dialogue.turns[number]
         rng = random.Random(f"{seed}:{dialogue.dialogue_id}/{number}")
         scene = _scene(schema, user.frames, system.frames, progress)
-        turn = Turn(number, user.utterance, thought_before(scene, rng), system.utterance)
+        turn = Turn(number, user.utterance, thought_before(scene, rng), system.utterance, services=dialogue.services)
         progress.note_user(user.frames)
         if scene.function:
             turn = _with_call(turn, scene, progress, _acts_until_next_call(dialogue, number), rng)
