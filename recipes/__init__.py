@@ -45,6 +45,7 @@ RECIPES = {
     ),
     "coalm_405b": Recipe("coalm_405b", (128,), f"{OURS}, half its learning rate"),
     "coalm_405b_lora": Recipe("coalm_405b", (32,), OURS_LORA),
+    "coalm_405b_qlora": Recipe("coalm_405b", (8,), OURS_LORA),
     "paper_405b_lora": Recipe("coalm_405b", (32,), f"{PAPER}, 1 epoch; its base was NF4, this one's is BF16"),
     "released_405b_lora": Recipe(
         "coalm_405b", (32,), f"{RELEASED}: LoRA r16 a32, lr 1e-4, batch 16; BF16 base for its NF4"

@@ -33,7 +33,9 @@ def full_sft(shape: str) -> RunConfig:
     run.train.seq_len_tokens = 4096
     run.parallel.overlap_grad_reduce = True
     run.parallel.overlap_param_gather = True
-    run.speed.tensor_overlap = run.speed.gradient_fusion = run.speed.defer_embedding_gradient = True  # as far as TP and PP go
+    run.speed.tensor_overlap = run.speed.gradient_fusion = run.speed.defer_embedding_gradient = (
+        True  # as far as TP and PP go
+    )
     run.speed.fused_loss = True
     run.optimizer.lr = 2e-5
     run.optimizer.weight_decay = 0.01

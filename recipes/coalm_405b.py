@@ -28,6 +28,17 @@ def coalm_405b_lora() -> RunConfig:
     return run
 
 
+def coalm_405b_qlora() -> RunConfig:
+    """Adapters over an NF4 base on one node of 8 H100: TP8, a quarter of the memory of `coalm_405b_lora`."""
+    run = lora(coalm_405b())
+    run.run.dir = "runs/coalm_405b_qlora"
+    run.lora.base = "nf4"
+    run.parallel.pipeline, run.parallel.virtual_pipeline = 1, 1
+    run.parallel.count_embedding_and_loss = False
+    run.batch.global_size = 32
+    return run
+
+
 def paper_405b_lora() -> RunConfig:
     """The paper's r16 a32, lr 1e-4, warm-up 0.1, batch 8, 1 epoch; the paper kept the base in NF4, this keeps it in BF16."""
     return paper(coalm_405b_lora(), epochs=1)

@@ -83,6 +83,7 @@ def precision(run: RunConfig) -> str:
     """Arithmetic, and what weights, gradients and moments are kept in where it is not the default."""
     kept = [name for name, on in (("parameters", run.precision.fp8_params),) if on]
     words = [run.precision.dtype.replace("fp8_", "FP8 ").replace("bf16", "BF16"), *(f"FP8 {k}" for k in kept)]
+    words += ["NF4 base"] if run.lora.base == "nf4" else []
     words += ["BF16 gradients"] if run.precision.gradients == "bf16" else []
     words += ["BF16 moments"] if run.optimizer.moments == "bf16" else []
     return ", ".join(words)

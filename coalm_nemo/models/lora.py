@@ -44,7 +44,7 @@ FUSED = {
 
 ROW_PARALLEL = ("o", "down")
 TOKEN_BLOCK = 256
-"""Dropout is drawn in blocks of so many tokens: the same ones however sequence parallelism splits them, or padding ends them."""
+"""Dropout is drawn in blocks of so many tokens: the same ones however the sequence is split over ranks or padded."""
 FEATURE_BLOCKS = 8
 """Where tensor parallelism splits the features, in as many blocks of them: the same ones on 1, 2, 4 and 8 ranks."""
 
@@ -106,7 +106,8 @@ class LowRank(torch.nn.Module):
     def _kept(self, x: Tensor) -> Tensor:
         """Inverted dropout's factor of each element, the same in a recomputed pass, and on every tensor-parallel layout.
 
-        A pure function of the step's seed, layer, projection and place; so the micro-batches of a step drop alike. Context parallelism has places of its own.
+        A pure function of the step's seed, layer, projection and place; so the micro-batches of a step drop alike.
+        Context parallelism has places of its own.
         """
         axis = 2 if self.row_parallel else 0
         index = self.tp.rank() if self.row_parallel or self.sequence_parallel else 0

@@ -22,7 +22,7 @@ from coalm_nemo.planning.search import Found, search
 from coalm_nemo.planning.shapes import find_shape
 
 DEFAULT_LORA_RANK = 16
-METHODS = {"full": "sft", "lora": "lora"}
+METHODS = {"full": "sft", "lora": "lora", "qlora": "lora"}
 
 
 @dataclass(frozen=True)
@@ -142,6 +142,7 @@ def make_job(request: PlanRequest, run: RunConfig | None = None, llama: LlamaCon
         attended_tokens=request.attended_tokens,
         lora_rank=request.lora_rank or run.lora.rank or DEFAULT_LORA_RANK,
         lora_targets=request.lora_targets or _lora_targets(request, run),
+        nf4_base=request.method == "qlora" or (not request.method and run.lora.base == "nf4"),
         name=name,
         packed=run.data.packing,
     )
@@ -158,8 +159,8 @@ def _defaults() -> RunConfig:
 def _task(request: PlanRequest, run: RunConfig) -> str:
     """pretrain | sft | lora. Raises UserError where --task and --method contradict each other."""
     if request.method and request.method not in METHODS:
-        raise UserError(f"--method {request.method} is not known; use full or lora")
-    if request.task and request.method and (request.task == "lora") != (request.method == "lora"):
+        raise UserError(f"--method {request.method} is not known; use full, lora or qlora")
+    if request.task and request.method and (request.task == "lora") != (METHODS[request.method] == "lora"):
         raise UserError(f"--task {request.task} and --method {request.method} do not agree; give one of them")
     return request.task or METHODS.get(request.method, "lora" if run.lora.rank else "sft")
 

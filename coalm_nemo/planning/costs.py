@@ -12,7 +12,7 @@ from coalm_nemo.planning.constants import Constants
 from coalm_nemo.planning.flops import job_forward_flops, linear_parameters, lora_widths
 from coalm_nemo.planning.hardware import GPUS_PER_NODE
 from coalm_nemo.planning.job import Job, Layout
-from coalm_nemo.planning.memory import fp8_linear, stage_parameters
+from coalm_nemo.planning.memory import NF4_BYTES, fp8_linear, stage_parameters
 from coalm_nemo.planning.pipeline import chunk_bf16_layers, chunk_layers, deciding_stages
 
 LAUNCH_FLOOR_S = 0.0005
@@ -121,6 +121,8 @@ def layer_time(job: Job, layout: Layout, constants: Constants) -> LayerTime:
     flash = 1 + FLASH_BACKWARD + (layout.recompute != "none")
     attention = flash * once.attention * share / (bf16 * constants.attention)
     moved = _elementwise_bytes(job, layout) * tokens + _accumulated_bytes(job, layout)
+    if job.nf4_base:  # read, written in BF16, for the forward and the backward product
+        moved += (2 + again) * (NF4_BYTES + 2) * linear_parameters(job.model) / layout.tensor
     elementwise = moved / (job.gpu.hbm * constants.hbm)
     tensor = constants.tensor_exposed * _tensor_seconds(job, layout) * (1.5 if again else 1.0)
     floor = LAUNCH_FLOOR_S * (3 + again) - linear - attention - elementwise - tensor

@@ -39,6 +39,8 @@ class Job:
     lora_rank: int = 16
     lora_targets: str = "all"
     """all (every linear layer) | some of q,k,v,o,gate,up,down | qkv (one adapter for the fused three, as published runs)."""
+    nf4_base: bool = False
+    """QLoRA: the frozen linear layers in 4 bits, made BF16 again for every product."""
     name: str = ""
     packed: bool = True
     """False: a row a sequence, padded, and counted as if every one were padded to `seq_len_tokens`."""

@@ -63,6 +63,12 @@ class Parts:
         return sum(getattr(self, f.name) for f in fields(self))
 
 
+NF4_BYTES = 4.5 / 8
+"""Bytes a weight of models/nf4.py: 4 bits, and an fp32 scale for 64."""
+NF4_WORK = 2
+"""Bytes a weight of the largest matrix while it is BF16."""
+
+
 @dataclass(frozen=True)
 class Memory:
     """The first stage, which logs show, and the fullest one, which decides."""
@@ -116,6 +122,8 @@ def _adapters(job: Job, layout: Layout, stage: int) -> float:
 def weight_bytes(job: Job, layout: Layout, stage: int) -> tuple[float, float]:
     """Bytes of a stage's weights, adapters too, and of their further FP8 forms."""
     linear, other = stage_parameters(job.model, layout, stage)
+    if job.nf4_base:
+        return NF4_BYTES * linear + 2 * (other + _adapters(job, layout, stage)), 0.0
     eight = fp8_linear(job, layout, stage)
     other += 0.0 if job.trains_all else _adapters(job, layout, stage)
     if layout.fp8_params:
@@ -186,7 +194,8 @@ def _work(job: Job, layout: Layout) -> float:
     if layout.recompute == "full":  # the layer that is being run again
         kept = Layout(tensor=t, sequence=layout.sequence)
         inside += layer_activation_bytes(job, kept)
-    return inside * layout.tokens_a_pass(job)
+    made = NF4_WORK * m.hidden_size * 2 * m.ffn_size / t if job.nf4_base else 0.0
+    return inside * layout.tokens_a_pass(job) + made
 
 
 def _nccl(job: Job, layout: Layout) -> float:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coalm_nemo.models.nf4 import BLOCK, code_values, dequantise, quantise
+from coalm_nemo.models.nf4 import BLOCK, by_bitsandbytes, code_values, dequantise, quantise
 
 PUBLISHED = [
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
@@ -42,6 +42,14 @@ def test_rounding_again_changes_nothing(seed: int, size: float, dtype: torch.dty
 
 def test_zero_stays_zero() -> None:
     assert torch.equal(dequantise(*quantise(torch.zeros(2, BLOCK)), torch.float32), torch.zeros(2, BLOCK))
+
+
+def test_its_kernel_reads_our_codes() -> None:
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    codes, scale = quantise(torch.randn(96, 256))
+    assert torch.allclose(
+        by_bitsandbytes(codes, scale, torch.float32), dequantise(codes, scale, torch.float32), atol=1e-5
+    )
 
 
 def test_equal_to_bitsandbytes() -> None:

@@ -15,7 +15,7 @@ NEEDS_NEMO = [
     pytest.mark.nemo,
     pytest.mark.skipif(not HAVE_NEMO, reason="needs nemo-toolkit 2.7, in an environment of its own: make test-nemo"),
 ]
-CLUSTER_RECIPES = [name for name, recipe in RECIPES.items() if recipe.gpus]
+CLUSTER_RECIPES = [n for n, recipe in RECIPES.items() if recipe.gpus and load_recipe(n).lora.base == "as_trained"]
 
 
 def ready(name: str, steps: int = 120) -> RunConfig:

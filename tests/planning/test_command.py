@@ -106,7 +106,7 @@ def test_a_model_by_name_or_by_its_config(tmp_path: Path) -> None:
         ({"model": "8b", "gpus": 0}, "--gpus is 0"),
         ({"model": "8b", "gpus": 8, "gpu": "a100"}, "--gpu a100"),
         ({"model": "8b", "gpus": 8, "task": "rlhf"}, "--task rlhf"),
-        ({"model": "8b", "gpus": 8, "method": "qlora"}, "--method qlora"),
+        ({"model": "8b", "gpus": 8, "method": "dora"}, "--method dora"),
         ({"model": "8b", "gpus": 8, "method": "full", "task": "lora"}, "do not agree"),
         ({"model": "8b", "gpus": 8, "precision": "int4"}, "--precision int4"),
         ({"model": "8b", "gpus": 8, "precision": "fp8_emulated_current"}, "--precision fp8_emulated_current"),
