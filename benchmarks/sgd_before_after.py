@@ -1,6 +1,6 @@
 """The demo's nano base before and after training on SGD's calls: rows -> train -> export -> `coalm eval sgd`, twice.
 
-Every tenth dialogue is held out. Training and evaluation have the same prompts: action rows whose tool list has the
+Every twentieth dialogue is held out. Training and evaluation have the same prompts: action rows whose tool list has the
 functions of the dialogue's own services. The base ships with 512 positions and SGD's rows need up to 3,700, so a copy
 of it with more positions is trained, in stages of growing length as the base itself was.
 
@@ -23,17 +23,18 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from rich.console import Console
 
+from coalm_nemo.data.rows import Row
 from coalm_nemo.data.sources.sgd import SgdSource
 from coalm_nemo.demo.pipeline import NANO_BASE, command, prepare_directory
 from coalm_nemo.errors import EXIT_USER_ERROR, UserError
 
-HELD_OUT_EVERY = 10
+HELD_OUT_EVERY = 20
 MAX_POSITIONS = 4096
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Rows of at most `length` tokens: what is longer loses the oldest turns of its history."""
+    """Rows and packs of at most `length` tokens: a row that is longer loses the oldest turns of its history."""
 
     length: int
     steps: int
@@ -42,7 +43,7 @@ class Stage:
     lr: float
 
 
-STAGES = (Stage(1024, 300, 8, "constant", 3e-3), Stage(4096, 150, 2, "linear", 1e-3))
+STAGES = (Stage(1024, 400, 8, "constant", 3e-3), Stage(4096, 300, 2, "linear", 2e-3))
 
 
 def main() -> None:
@@ -69,10 +70,12 @@ def run(sgd: Path, out: Path, nproc: int) -> None:
     console.print(f"trained in {time.monotonic() - started:.0f} s")
     evaluate(console, tuned, held_out, out / "after")
     command(console, ["eval", "compare", out / "before", out / "after"])
+    for name, (calls, right, named) in by_group(training, out / "after" / "items.jsonl").items():
+        console.print(f"{name}: {right} of {calls} calls right, {named} names")
 
 
 def split(sgd: Path, out: Path) -> tuple[Path, Path]:
-    """Two SGD directories of whole dialogues: nine of ten, and every tenth of each file."""
+    """Two SGD directories, (training, held out): every `HELD_OUT_EVERY`-th dialogue of each file is held out."""
     schema, *files = SgdSource(str(sgd)).files()
     training, held_out = out / "training", out / "held_out"
     for folder in (training, held_out):
@@ -116,6 +119,25 @@ def train(console: Console, base: Path, training: Path, out: Path, nproc: int) -
         checkpoint = sorted((place / "checkpoints").glob("step_*"))[-1]
     command(console, ["convert", "export", "--ckpt", checkpoint, "--out", out / "tuned"])
     return out / "tuned"
+
+
+def by_group(training: Path, items: Path) -> dict[str, tuple[int, int, int]]:
+    """Group -> (calls, right ones, right names): is it only what was seen in training, and does a long history hurt?"""
+    source = SgdSource(str(training), tools="dialogue", response_rows=False)
+    rows = [row for block in source.blocks() for row in source.rows(block, 0) if isinstance(row, Row)]
+    seen = {row.messages[1]["content"] for row in rows}
+    sums: dict[str, tuple[int, int, int]] = {}
+    for line in items.read_text(encoding="utf-8").splitlines():
+        item = json.loads(line)
+        turns = item["steps"][0]["messages"][0]["content"].count("\nUser: ")
+        right, named = (int(item["counts"][metric][0]) for metric in ("call", "call_name"))
+        for group in (
+            f"call {'is' if item['gold'] in seen else 'is not'} one of the training rows'",
+            "up to 5 user turns" if turns <= 5 else "more than 5 user turns",
+        ):
+            calls, so_far, names = sums.get(group, (0, 0, 0))
+            sums[group] = calls + 1, so_far + right, names + named
+    return sums
 
 
 def evaluate(console: Console, model: Path, held_out: Path, out: Path) -> None:
