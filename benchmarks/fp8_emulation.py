@@ -53,7 +53,7 @@ def train(out: Path, dtype: str, steps: int) -> None:
     words = [
         "--recipe", "coalm_demo", "--nproc", "2", f"run.dir={out / dtype}", f"model.hf_path={NANO_BASE}",
         f"data.train={out / 'shards'}", f"train.steps={steps}", "parallel.tensor=1", f"precision.dtype={dtype}",
-        "checkpoint.save_final=false",
+        "checkpoint.save_final=true",
     ]  # fmt: skip
     log = (out / f"{dtype}.log").open("w")
     subprocess.run([sys.executable, "-m", "coalm_nemo.cli", "train", *words], check=True, stdout=log, stderr=log)
