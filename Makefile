@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
 BIN := .venv/bin
 STAMP := $(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo test setup lint nano-base test-container test-bfcl test-nemo
+.PHONY: demo test test-slurm setup lint nano-base test-container test-bfcl test-nemo
 
 setup: .venv/ready
 
@@ -32,6 +32,10 @@ test-container: .venv/ready
 test-bfcl: .venv/ready
 	$(BIN)/python -m coalm_nemo.evaluation.bfcl.environment --release v3
 	$(BIN)/python -m pytest tests/evaluation/bfcl
+
+# On a real SLURM of five nodes in namespaces of this host; skipped with a reason where it cannot be (.ci/install-slurm).
+test-slurm: .venv/ready
+	$(BIN)/python -m pytest -m slurm tests/slurm
 
 lint: .venv/ready
 	$(BIN)/ruff check .

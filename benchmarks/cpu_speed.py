@@ -104,8 +104,10 @@ def our_loop(scratch: Path) -> dict[str, Callable[[int], None]]:
     from coalm_nemo.training.callbacks.metrics_file import MetricsFile
     from coalm_nemo.training.feed import Feed
     from coalm_nemo.training.loop import Loop
+    from coalm_nemo.training.prefetch import Prefetcher
     from coalm_nemo.training.ranks import Ranks
     from coalm_nemo.training.setup import build_trainee, start_process_groups
+    from coalm_nemo.training.throughput import Meter
     from coalm_nemo.training.worker import quiet_libraries
     from coalm_nemo.validate import check_run
 
@@ -120,11 +122,13 @@ def our_loop(scratch: Path) -> dict[str, Callable[[int], None]]:
     feed = Feed(token_rows(), run, Shape(512, False), shuffle=True, data_rank=0, data_size=1)
     metrics = MetricsFile(scratch / "metrics.jsonl")
     metrics.on_start(RunStart(run, check_run(run, llama, 1), ROWS, ROWS, 1.0, 0, run.train.steps, 0))
-    loop = Loop(run, trainee, feed, None, None, [metrics], device, run.train.steps, None)  # type: ignore[arg-type]
+    meter = Meter(run, llama, 1, feed.positions, feed.fill(), device, print)
+    loop = Loop(run, trainee, feed, None, None, [metrics], device, run.train.steps, None, meter)  # type: ignore[arg-type]
+    batches = Prefetcher(feed, device, 0, None, run.train.steps)
     fixed = feed.micro_batches(feed.global_batch(0, None), device)
 
     def looped(number: int) -> None:
-        loop._step(number, feed.global_batch(number * BATCH, None), stop=False)
+        loop._step(number, batches.next(), stop=False)
 
     return {"loop": looped, "bare step": lambda number: bare_step(trainee, fixed)}
 

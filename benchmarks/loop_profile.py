@@ -134,10 +134,14 @@ def summarise(steps: list[dict[str, float]]) -> dict[str, Any]:
     for row in kept:
         for suffix in ("", ", CPU"):
             row[f"own{suffix}"] = row[f"step{suffix}"] - sum(row.get(f"{part}{suffix}", 0.0) for part in TRAINING)
-            named = [p for p in row if p.endswith(", CPU") == bool(suffix) and not p.startswith(("step", "own", *TRAINING))]
+            named = [
+                p for p in row if p.endswith(", CPU") == bool(suffix) and not p.startswith(("step", "own", *TRAINING))
+            ]
             row[f"the rest{suffix}"] = row[f"own{suffix}"] - sum(row[p] for p in named)
     names = sorted({n for row in kept for n in row if not n.endswith(", CPU")})
-    parts = {name: _figures([r.get(name, 0.0) for r in kept], [r.get(f"{name}, CPU", 0.0) for r in kept]) for name in names}
+    parts = {
+        name: _figures([r.get(name, 0.0) for r in kept], [r.get(f"{name}, CPU", 0.0) for r in kept]) for name in names
+    }
     share = {kind: parts["own"][kind] / STEP_MS for kind in parts["own"]}
     return {"steps": len(kept), "parts_ms": parts, f"own_share_of_{STEP_MS:.0f}_ms": share}
 
@@ -155,7 +159,8 @@ def table(result: dict[str, Any]) -> str:
     rows = [f"| {n} | {parts[n]['median']:.3f} | {parts[n]['mean']:.3f} | {parts[n]['cpu_mean']:.3f} |" for n in order]
     head = ["| part, ms a step | median | mean | mean of CPU time |", "|---|---:|---:|---:|"]
     share = result[f"own_share_of_{STEP_MS:.0f}_ms"]
-    told = f"own time of a step of {STEP_MS:.0f} ms: median {share['median']:.2%}, mean {share['mean']:.2%}, CPU {share['cpu_mean']:.2%}"
+    shares = f"median {share['median']:.2%}, mean {share['mean']:.2%}, CPU {share['cpu_mean']:.2%}"
+    told = f"own time of a step of {STEP_MS:.0f} ms: {shares}"
     return "\n".join([*head, *rows, "", f"{told}; {result['steps']} steps"])
 
 

@@ -90,7 +90,7 @@ def plan(
     global_batch: Annotated[int, typer.Option(min=0, help="Sequences (packs) a step.")] = 0,
     micro_batch: Annotated[int, typer.Option(min=0)] = 0,
     task: Annotated[str, typer.Option(help="pretrain | sft | lora, as published figures name them.")] = "",
-    method: Annotated[str, typer.Option(help="full | lora.")] = "",
+    method: Annotated[str, typer.Option(help="full | lora | qlora.")] = "",
     precision: Annotated[str, typer.Option(help="bf16 | fp8.")] = "",
     layout: Annotated[str, typer.Option(help="Only this one: tensor=8,pipeline=8,...")] = "",
     top: Annotated[int, typer.Option(help="How many layouts.")] = 10,

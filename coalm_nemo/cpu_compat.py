@@ -103,7 +103,7 @@ def _patch_rng_tracker() -> None:
     mcore_random._get_cuda_rng_state = get_state
     mcore_random._set_cuda_rng_state = set_state
     torch.cuda.get_rng_state = get_state
-    torch.cuda.manual_seed = torch.manual_seed  # type: ignore[assignment]
+    torch.cuda.manual_seed = torch.default_generator.manual_seed  # type: ignore[assignment]
 
 
 def _patch_checkpoint_writer() -> None:

@@ -74,7 +74,9 @@ def choose_platform(asked: str, layers: str = "auto") -> Platform:
         raise UserError("run.platform=cuda, but torch sees no GPU; use run.platform=cpu, or see `coalm doctor`")
     if asked == "cpu" or not has_cuda:
         if layers == "transformer_engine":
-            raise UserError("run.layers=transformer_engine needs a GPU, and this run is on the CPU; use run.layers=auto")
+            raise UserError(
+                "run.layers=transformer_engine needs a GPU, and this run is on the CPU; use run.layers=auto"
+            )
         return Platform("cpu", "gloo", transformer_engine=False)
     if layers == "torch":
         return Platform("cuda", "nccl", transformer_engine=False)

@@ -22,8 +22,8 @@ def judge(hosts: list[str], findings: list[Finding], limits: Limits) -> tuple[li
     for host, f in first.items():
         print(
             f"{host}: {f.gpus} GPUs, {f.ecc_errors} ECC errors, {f.disk_gib:.0f} GiB for the run at "
-            f"{f.disk_mb_per_s:.0f} MB/s, {f.shm_gib:.1f} GiB in /dev/shm, clock {f.clock_s - clock:+.2f} s, calculates in {compute[host] * 1e3:.1f} ms, "
-            f"sends {rate.get(host, 0):.2f} GB/s",
+            f"{f.disk_mb_per_s:.0f} MB/s, {f.shm_gib:.1f} GiB in /dev/shm, clock {f.clock_s - clock:+.2f} s, "
+            f"calculates in {compute[host] * 1e3:.1f} ms, sends {rate.get(host, 0):.2f} GB/s",
             flush=True,
         )
     print("versions: " + ", ".join(f"{name} {version}" for name, version in usual.items()), flush=True)

@@ -91,8 +91,13 @@ def refuse_missing(run: RunConfig, platform: Platform) -> None:
 
 def _missing(run: RunConfig, platform: Platform) -> Iterator[tuple[str, str]]:
     speed = run.speed
-    if overlaps_tensor(run) and not platform.transformer_engine:
-        yield "tensor_overlap", "Transformer Engine"
+    if not platform.transformer_engine:
+        if overlaps_tensor(run):
+            yield "tensor_overlap", "Transformer Engine"
+        if platform.is_cuda and defers_embedding(
+            run
+        ):  # in megatron-core's own linear layers it would hold up all of them
+            yield "defer_embedding_gradient", "Transformer Engine"
     if not platform.is_cuda:
         cuda = ("gradient_fusion", "defer_embedding_gradient", "fused_loss", "cuda_graphs")
         yield from ((key, "CUDA") for key in cuda if getattr(speed, key))

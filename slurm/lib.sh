@@ -1,9 +1,10 @@
 # shellcheck shell=bash
 # What the scripts beside this one share; they source it, at the root of the repository, inside a job.
 
-asked=""    # why this job was asked to stop
-srun_pid="" # of the step that runs now
-chosen=()   # srun's options for the nodes that are used; none: all
+asked=""      # why this job was asked to stop
+srun_pid=""   # of the step that runs now
+sound_node="" # where Python has been seen to start
+chosen=()     # srun's options for the nodes that are used; none: all
 trap 'pass_on USR1' USR1
 trap 'pass_on TERM' TERM
 
@@ -19,6 +20,8 @@ pass_on() {
     *) [[ -n $asked ]] || asked=signal && near_the_limit && asked="time limit" ;;
     esac
 }
+
+job_state() { squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T; }
 
 # Why SLURM takes the nodes: one of them is gone, or it (or somebody, by `scontrol requeue`) wants them for another job.
 who_took_it() {
@@ -167,10 +170,10 @@ step_of() {
     step=(srun "${options[@]}" bash slurm/rank.sh "${inside[@]}" "$PYTHON" "$@")
 }
 
-# one_rank ARGUMENTS: `python ARGUMENTS` once, on one node.
+# one_rank ARGUMENTS: `python ARGUMENTS` once, on `sound_node` or whichever.
 one_rank() {
     local step
-    step_of --nodes=1 --ntasks=1 --ntasks-per-node=1 -- "$@"
+    step_of --nodes=1 --ntasks=1 --ntasks-per-node=1 ${sound_node:+--nodelist="$sound_node"} -- "$@"
     LOG_DIR=$LOG_DIR/one LINGER_S=0 "${step[@]}"
 }
 
@@ -203,6 +206,7 @@ preflight() {
     step_of --kill-on-bad-exit=0 --wait=240 -- -m coalm_nemo.preflight look --found "$found" --run-dir "$RUN_DIR"
     LOG_DIR=$found LINGER_S=0 wait_for "${step[@]}"
     [[ -z $asked ]] || end 75
+    sound_node=$(cat "$found"/node_*_0.json 2>/dev/null | grep -o '"host": "[^".]*' | head -n1 | cut -d'"' -f4)
     one_rank -m coalm_nemo.preflight judge --found "$found" --wanted "$wanted" --nodes "$SLURM_JOB_NODELIST" \
         --ranks-per-node "${SLURM_NTASKS_PER_NODE:-1}" --gpus-per-node "${GPUS_PER_NODE:-0}" \
         --min-disk-gib "${MIN_DISK_GIB:-0}" --min-disk-mb-per-s "${MIN_DISK_MB_PER_S:-0}" \
@@ -227,24 +231,26 @@ choose() {
     chosen=(--nodes="$count" --ntasks="$((count * ${SLURM_NTASKS_PER_NODE:-1}))" --nodelist="$1")
 }
 
-# end CODE: what the training's exit code means for this job.
+# end CODE: what the training's exit code means for this job. What took the nodes is written down already.
 end() {
+    trap : USR1 TERM # the ranks are gone: no cause of its own any more
     case $1 in
     0) note finished && say "finished at step $(newest_step)" && exit 0 ;;
     2) note "bad input" && last_words && say "bad input (exit code 2): not started again" && exit 2 ;;
     3) note "non-finite" && say "the loss was not finite (exit code 3): not started again; the rows are named in $RUN_DIR" && exit 3 ;;
-    75) note "${asked:-signal}" && say "stopped by a signal at step $(newest_step) (exit code 75): ${asked:-signal}" ;;
+    75) [[ $asked == taken ]] || note "${asked:-signal}"
+        say "stopped by a signal at step $(newest_step) (exit code 75): ${asked:-signal}"
+        ;;
     *) failed "$1" ;;
     esac
     local state
-    state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)
+    state=$(job_state)
     if [[ $state != RUNNING && $state != CONFIGURING ]]; then # what follows is SLURM's decision
         say "cancelled, preempted, past its time or without a node (${state:-no answer from squeue}): not requeued from here"
         exit "$1"
     fi
     if hopeless; then exit "$1"; fi
     say "requeued: goes on from step $(newest_step)"
-    trap '' USR1 TERM # SLURM takes the nodes away now, which is no cause of its own
     scontrol requeue "$SLURM_JOB_ID" || say "SLURM refuses to requeue; the same sbatch line goes on from there"
     exit "$1"
 }
@@ -253,7 +259,8 @@ end() {
 failed() {
     local what=crashed
     case $1/$(first_failure) in 5/*) what=hung ;; */137\ *) what=killed ;; esac
-    [[ -n $asked ]] || note "$what"
+    [[ $(job_state) == RUNNING ]] || what=$(who_took_it) # the ranks may have noticed before SLURM did
+    [[ $asked == taken ]] || note "${asked:-$what}"
     last_words
     say "ended with exit code $1 ($what) at step $(reached_step)${asked:+, asked to stop: $asked}"
 }

@@ -36,7 +36,7 @@ start() {
     local step need after job
     for step in data import; do has "$step" || [[ -n ${HF:-} ]] || fail "give HF=DIR, the Hugging Face model to start from"; done
     has data || [[ -n ${DATA_CONFIG:-} ]] || fail "give DATA_CONFIG=FILE.yaml, as \`coalm data build --config\` takes it"
-    for step in "${STEPS[@]}"; do [[ -z $(state_of "$step") ]] || fail "it is queued or runs already: $0 status, or cancel"; done
+    for step in "${STEPS[@]}"; do has "$step" || [[ -z $(state_of "$step") ]] || fail "it is queued or runs already: $0 status, or cancel"; done
     mkdir -p "$OUT/steps" logs && rm -f "$OUT/jobs.tsv"
     export OUT RECIPE BENCHMARK
     for step in "${STEPS[@]}"; do

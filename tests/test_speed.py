@@ -65,7 +65,12 @@ def test_adapters_and_padded_rows_leave_out_what_does_not_go(name: str, rope_ker
 
 def test_the_defaults_switch_nothing_on() -> None:
     config: Any = transformer_config(SHAPES["8b"], RunConfig(), CPU)
-    on = ("tp_comm_overlap", "gradient_accumulation_fusion", "cross_entropy_loss_fusion", "defer_embedding_wgrad_compute")
+    on = (
+        "tp_comm_overlap",
+        "gradient_accumulation_fusion",
+        "cross_entropy_loss_fusion",
+        "defer_embedding_wgrad_compute",
+    )
     assert not any(getattr(config, name) for name in on)
     refuse_missing(RunConfig(), CPU)
 
@@ -129,6 +134,8 @@ def test_a_gpu_without_the_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
     refuse_missing(load_recipe("coalm_405b"), GPU)
     with pytest.raises(UserError, match="Transformer Engine; .*speed.tensor_overlap=false$"):
         refuse_missing(load_recipe("coalm_8b"), BARE_GPU)
+    with pytest.raises(UserError, match="speed.tensor_overlap=false speed.defer_embedding_gradient=false$"):
+        refuse_missing(load_recipe("coalm_405b"), BARE_GPU)
 
 
 def test_userbuffers_are_as_large_as_a_pass() -> None:

@@ -152,6 +152,7 @@ class Checkpointer:
         warn: Callable[[str], None] = lambda sentence: None,
     ) -> None:
         self.directory = Path(directory)
+        self._reserve = self.directory / ".reserve"
         self.hf_source = hf_source
         self.dtype = dtype
         self.keep_last = keep_last
@@ -186,7 +187,7 @@ class Checkpointer:
         if self.delayed_scaling:
             self.scales = fp8_state.gather(trainee.models())
         request = self._request(trainee, aside)
-        request.finalize_fns.insert(0, lambda: _reserve(aside).unlink(missing_ok=True))
+        request.finalize_fns.insert(0, lambda: self._reserve.unlink(missing_ok=True))
         request.add_finalize_fn(lambda: self._finish(aside, final, progress, started))
         if self.queue is None:
             self._told(request.execute_sync)
@@ -206,6 +207,7 @@ class Checkpointer:
         step, required = self._pending
         if self.rank == 0:
             shutil.rmtree(self.directory / f".{checkpoint_name(step)}.partial", ignore_errors=True)
+            self._reserve.unlink(missing_ok=True)
         if required:
             raise UserError(f"step {step} cannot be saved: {problem}")
         self.warn(f"step {step} is not saved: {problem}")
@@ -218,7 +220,7 @@ class Checkpointer:
                 shutil.rmtree(aside, ignore_errors=True)
                 layout.ensure_free_space(self.directory, self.expected_bytes)
                 aside.mkdir(parents=True)
-                with _reserve(aside).open("wb") as file:  # a quota shows in no free space
+                with self._reserve.open("wb") as file:  # a quota shows in no free space
                     os.posix_fallocate(file.fileno(), 0, min(RESERVE_BYTES, self.expected_bytes // 50 + 1))
             except (UserError, OSError) as e:
                 answer = [str(e)]
@@ -347,10 +349,6 @@ class Checkpointer:
         unshare_adam_steps(trainee.optimizer)
         info = layout.read_info(path)
         return Progress(info.step, info.consumed_items, info.data_fingerprint)
-
-
-def _reserve(aside: Path) -> Path:
-    return aside / ".reserve"
 
 
 def create_adam_state(optimizer: Any) -> None:

@@ -16,7 +16,7 @@ from coalm_nemo.training.checkpointing import Checkpointer, Progress
 from coalm_nemo.training.feed import Feed, GlobalBatch
 from coalm_nemo.training.garbage import CollectTogether
 from coalm_nemo.training.in_training_eval import InTrainingEval
-from coalm_nemo.training.prefetch import Prepared, Prefetcher
+from coalm_nemo.training.prefetch import Prefetcher, Prepared
 from coalm_nemo.training.setup import Trainee, seed_everything
 from coalm_nemo.training.step import NonFiniteError, StepResult, evaluate, train_step
 from coalm_nemo.training.stop import StopFlag, write_stop_seconds
@@ -87,10 +87,11 @@ class Loop:
                 progress = Progress(step, progress.consumed_items + len(batch.items), progress.data_fingerprint)
                 garbage.after_step(step)
                 self._look_for_stragglers(step)
-                with self.watchdog.slowly():
-                    self.checkpointer.poll()
-                    self._maybe_evaluate(step)
-                    self._maybe_ask(step)
+                if self._more_than_a_step(step):
+                    with self.watchdog.slowly():
+                        self.checkpointer.poll()
+                        self._maybe_evaluate(step)
+                        self._maybe_ask(step)
                 if self._save_due(step) or result.stop_asked:
                     self._save(progress, required=result.stop_asked or step == self.total_steps)
                     saved = step
@@ -162,9 +163,16 @@ class Loop:
         interval = self.run_config.checkpoint.save_interval_steps
         return bool(interval) and step % interval == 0
 
-    def _maybe_evaluate(self, step: int) -> None:
+    def _more_than_a_step(self, step: int) -> bool:
+        asks = self.quiz is not None and self.quiz.due(step, self.total_steps)
+        return asks or self.checkpointer.queue is not None or self._evaluation_due(step)
+
+    def _evaluation_due(self, step: int) -> bool:
         interval = self.run_config.train.eval_interval_steps
-        if self.validation is None or not (step == self.total_steps or (interval and step % interval == 0)):
+        return self.validation is not None and (step == self.total_steps or bool(interval and step % interval == 0))
+
+    def _maybe_evaluate(self, step: int) -> None:
+        if self.validation is None or not self._evaluation_due(step):
             return
         loss, tokens = self.validation_loss(self.validation)
         for callback in self.callbacks:

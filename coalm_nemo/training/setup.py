@@ -77,7 +77,7 @@ def seed_everything(seed: int, step: int, *, graphs: bool = False) -> None:
     megatron-core adds the ranks' own offsets to the seed. `graphs`: of a kind that CUDA graphs can record.
     """
     mixed = (seed * 1_000_003 + step * 9_176) % (2**31)
-    torch.manual_seed(mixed)
+    torch.default_generator.manual_seed(mixed)  # torch.manual_seed would also queue a seed for a GPU that is not there
     seed_dropout(mixed)
     model_parallel_cuda_manual_seed(mixed, force_reset_rng=True, use_cudagraphable_rng=graphs)
 

@@ -39,10 +39,12 @@ class Watchdog:
         self.step = 0
         self._seconds: deque[float] = deque(maxlen=REMEMBERED_STEPS)
         self._closed = threading.Event()
+        self._watching = False
         self._arm(slow_s)
 
     def __enter__(self) -> Watchdog:
         if self.factor:
+            self._watching = True
             self._arm(self.slow_s)  # the first step compiles, connects, warms up
             threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
         return self
@@ -79,7 +81,7 @@ class Watchdog:
 
     def _arm(self, limit_s: float) -> None:
         self._armed = (time.monotonic(), limit_s)  # one assignment: the other thread never sees half of it
-        if self.factor and not self._closed.is_set():
+        if self._watching and not self._closed.is_set():
             faulthandler.dump_traceback_later(limit_s + LAST_RESORT_S, exit=True, file=sys.__stderr__ or 2)
 
     def _watch(self) -> None:

@@ -14,7 +14,8 @@ LLAMA31_ROPE = RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0
 """Of Llama 3.1's and 3.3's config.json; the planner's shapes leave it out, because it costs nothing."""
 
 
-DEFERRAL = ("defer_embedding_wgrad_compute", "wgrad_deferral_limit")
+DEFERRAL = {"defer_embedding_wgrad_compute": False, "wgrad_deferral_limit": 0}
+"""Fields that want a pipeline, and what they are without one."""
 
 
 def find_llama(run: RunConfig) -> LlamaConfig:

@@ -40,6 +40,7 @@ def trainer(run: RunConfig, layout: Layout, steps: int, nodes: int, gpus_per_nod
 
 def callbacks(run: RunConfig) -> list[Any]:
     """What NeMo does beside the steps: it sets up the overlap's buffers, and collects garbage on all ranks at once."""
+    import nemo.collections.llm  # noqa: F401  (the callbacks import it in a ring, which has to be entered here)
     import nemo_run
     from nemo.lightning.pytorch.callbacks.garbage_collection import GarbageCollectionCallback
     from nemo.lightning.pytorch.callbacks.megatron_comm_overlap import MegatronCommOverlapCallback
@@ -57,7 +58,7 @@ def callbacks(run: RunConfig) -> list[Any]:
                 overlap_grad_reduce=run.parallel.overlap_grad_reduce,
                 overlap_param_gather=run.parallel.overlap_param_gather,
                 align_param_gather=False,
-                **{name: kernels[name] for name in DEFERRAL if name in kernels},
+                **{name: kernels.get(name, nothing) for name, nothing in DEFERRAL.items()},
             )
         )
     if every := run.speed.collect_interval_steps:

@@ -42,6 +42,7 @@ def as_with_transformer_engine(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def adam(master_weight_dtype: Any, exp_avg_dtype: Any, exp_avg_sq_dtype: Any, use_decoupled_grad: Any) -> None: ...
 
+    import nemo.collections.llm  # noqa: F401  (the callbacks import it in a ring, which has to be entered here)
     from nemo.lightning.pytorch.callbacks import megatron_comm_overlap
 
     monkeypatch.setattr(megatron_comm_overlap, "HAVE_TE", True)

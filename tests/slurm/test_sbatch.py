@@ -1,12 +1,8 @@
-"""The scripts of slurm/ on two nodes without GPUs: only what the command line and the cluster's settings change."""
+"""The scripts of slurm/ on nodes with pretended GPUs: only what the command line and the cluster's settings change."""
 
 from __future__ import annotations
 
 import re
-import sys
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,41 +14,12 @@ from coalm_nemo.preflight import EXIT_BAD_NODE
 from coalm_nemo.training.callbacks.metrics_file import read_steps
 from recipes import load_recipe
 from tests.slurm.cluster import Cluster
-from tests.slurm.test_srun_train import outcome, show, wait_for_first_step
+from tests.slurm.jobs import ROOT, Job
 
 pytestmark = pytest.mark.slurm
 
-ROOT = Path(__file__).parents[2]
-STEPS = 40
-TWO_NODES = ["--nodes=2", "--ntasks-per-node=1", "--time=30"]
-SETTINGS = f"""
-GPUS_PER_NODE=0
-PYTHON={sys.executable}
-MAX_STALLED_STARTS=2
-export LINGER_S=2
-"""
-
-
-@dataclass
-class Job:
-    """A script under test: how it is submitted, and what it leaves."""
-
-    cluster: Cluster
-    directory: Path
-
-    @property
-    def run_dir(self) -> Path:
-        return self.directory / "run"
-
-    def submit(self, *words: str, script: str = "train_8b.sh", settings: str = "", **variables: str) -> str:
-        """The job's number."""
-        path = self.directory / "cluster.env"
-        path.write_text(SETTINGS + settings)
-        options = ["--parsable", f"--chdir={ROOT}", f"--output={self.directory}/%x-%j.log", *TWO_NODES]
-        variables = {"RECIPE": "coalm_tiny", "RUN_DIR": str(self.run_dir), "CLUSTER_ENV": str(path)} | variables
-        code, out = self.cluster.run(["sbatch", *options, f"slurm/{script}", *words], **variables)
-        assert code == 0, out
-        return out.strip()
+STEPS = 12
+SCRIPTS = ["train_8b.sh", "train_70b.sh", "train_405b.sh", "preflight.sh", "pipeline.sh"]
 
 
 @pytest.fixture
@@ -60,135 +27,90 @@ def job(cluster: Cluster, tmp_path: Path) -> Job:
     return Job(cluster, tmp_path)
 
 
-def words_for(model: Path, rows: Path) -> list[str]:
-    return [f"model.hf_path={model}", f"data.train={rows}", f"train.steps={STEPS}", "batch.global_size=4"]
+def words_for(model: Path, rows: Path, steps: int = STEPS) -> list[str]:
+    return [f"model.hf_path={model}", f"data.train={rows}", f"train.steps={steps}", "batch.global_size=4"]
 
 
-def losses(run_dir: Path) -> list[float]:
-    steps = read_steps(run_dir / "metrics.jsonl")
-    assert [s["step"] for s in steps] == list(range(1, STEPS + 1))
-    return [s["lm_loss"] for s in steps]
-
-
-def wait_until(true: Callable[[], bool], job: Job, number: str) -> None:
-    deadline = time.monotonic() + 60
-    while not true():
-        assert time.monotonic() < deadline, show(job.cluster, number)
-        time.sleep(0.1)
-
-
-def saved_steps(run_dir: Path) -> list[int]:
-    return sorted(int(p.parent.name.removeprefix("step_")) for p in run_dir.glob("checkpoints/step_*/manifest.json"))
-
-
-def test_it_runs_to_the_end(job: Job, tiny_llama: Path, rows_file: Path) -> None:
-    """With the preflight, and the 405B script, of which nothing but the sizes is changed."""
-    words = [*words_for(tiny_llama, rows_file), "parallel.pipeline=2"]
-    code, log = outcome(job.cluster, job.submit(*words, script="train_405b.sh"))
+def test_405b_on_four_nodes(ranks_pool: Any, job: Job, tiny_llama: Path, rows_file: Path, tmp_path: Path) -> None:
+    """4 nodes x 2 ranks with the preflight; nothing of the script but its sizes and the recipe is changed."""
+    layout = ["parallel.tensor=2", "parallel.pipeline=2"]
+    words = words_for(tiny_llama, rows_file)
+    job.options = ("--nodes=4", "--ntasks-per-node=2", "--gpus-per-node=2", "--time=30")
+    code, log = job.submit(*words, *layout, script="train_405b.sh").outcome()
     assert code == 0, log
-    assert saved_steps(job.run_dir) == [STEPS]
-    assert re.search(r"^0: node1: 0 GPUs.*\n0: node2: 0 GPUs", log, re.MULTILINE), log
-    assert "all-reduce of 4 MiB over 2 ranks" in log and "torch 2." in log
-    assert f"finished at step {STEPS}" in log
+    assert "8 ranks / (TP 2 x PP 2 x CP 1)" in log and "4 nodes are used: node1, node2, node3, node4" in log
+    assert "all-reduce of 4 MiB over 8 ranks" in log and "torch 2." in log and f"finished at step {STEPS}" in log
     for line in (
-        "nodes       2 x 1 ranks: node[1-2]",
+        "nodes       4 x 2 ranks: node[1-4]",
         "recipe      coalm_tiny",
         f"run         {job.run_dir}",
         "commit ",
     ):
         assert line in log
+    assert job.saved() == [STEPS] and job.causes() == ["finished"]
+    logs = sorted(p.name for p in job.run_dir.glob("logs/*-1/rank_*.log"))
+    assert logs == [f"rank_{r:04}_node{1 + r // 2}.log" for r in range(8)]
+    local = build_config(load_recipe("coalm_tiny"), [], [*words, f"run.dir={tmp_path}/local"])
+    assert ranks_pool.train(local, 1) == [0]
+    expected = [s["lm_loss"] for s in read_steps(tmp_path / "local" / "metrics.jsonl")]
+    assert job.losses() == pytest.approx(expected, rel=0, abs=2e-6)
 
 
-@pytest.fixture(scope="module")
-def single_losses(
-    ranks_pool: Any, tiny_llama: Path, rows_file: Path, tmp_path_factory: pytest.TempPathFactory
-) -> list[float]:
-    """The losses of the same run in one process."""
-    run_dir = tmp_path_factory.mktemp("single")
-    words = [*words_for(tiny_llama, rows_file), f"run.dir={run_dir}"]
-    assert ranks_pool.train(build_config(load_recipe("coalm_tiny"), [], words), 1) == [0]
-    return losses(run_dir)
-
-
-@pytest.mark.parametrize(
-    ("to", "wandb_runs"), [(["--batch"], 0), ([], 1)], ids=["to the script", "to the ranks, and W&B"]
-)
-def test_a_signal_saves_requeues_and_goes_on(
-    job: Job, single_losses: list[float], tiny_llama: Path, rows_file: Path, to: list[str], wandb_runs: int
-) -> None:
-    """As --signal sends it, and as a hand does that forgets --batch."""
-    wandb = "offline" if wandb_runs else "disabled"
-    number = job.submit(*words_for(tiny_llama, rows_file), f"logging.wandb={wandb}", SKIP_PREFLIGHT="1")
-    wait_for_first_step(job.cluster, number, job.run_dir / "metrics.jsonl")
-    assert job.cluster.run(["scancel", *to, "--signal=USR1", number])[0] == 0
-    code, log = outcome(job.cluster, number)
+def test_a_signal_by_hand_saves_and_goes_on(job: Job, tiny_llama: Path, rows_file: Path) -> None:
+    """Without --batch: every rank gets it by itself."""
+    job.submit(*words_for(tiny_llama, rows_file, 40), SKIP_PREFLIGHT="1", STEP_S="0.1")
+    job.wait_until(lambda: job.reached() > 0)
+    assert job.cluster.run(["scancel", "--signal=USR1", job.number])[0] == 0
+    code, log = job.outcome()
     assert code == 0, log
-    stopped = re.search(r"stopped by a signal at step (\d+) \(exit code 75\)", log)
-    assert stopped and 0 < int(stopped[1]) < STEPS, log
-    assert f"requeued: goes on from step {stopped[1]}" in log and f"resuming after step {stopped[1]}:" in log
-    assert "start 2\n" in log and "Restarts=1" in show(job.cluster, number)
-    parts = [p.name.rpartition("-")[2] for p in job.run_dir.glob("wandb/offline-run-*")]
-    assert len(parts) == 2 * wandb_runs and len(set(parts)) == wandb_runs
-    assert losses(job.run_dir) == pytest.approx(single_losses, rel=0, abs=2e-6)
-
-
-def test_a_failed_node_is_survived(job: Job, single_losses: list[float], tiny_llama: Path, rows_file: Path) -> None:
-    """SLURM requeues the job itself, and starts it when there are two nodes again."""
-    number = job.submit(*words_for(tiny_llama, rows_file), "checkpoint.save_interval_steps=4", SKIP_PREFLIGHT="1")
-    wait_for_first_step(job.cluster, number, job.run_dir / "metrics.jsonl")
-    wait_until(lambda: bool(saved_steps(job.run_dir)), job, number)
-    assert job.cluster.run(["scontrol", "update", "nodename=node2", "state=down", "reason=test"])[0] == 0
-    wait_until(lambda: "JobState=PENDING" in show(job.cluster, number), job, number)
-    job.cluster.run(["scontrol", "update", "nodename=node2", "state=resume"])  # if it has not come back by itself
-    code, log = outcome(job.cluster, number)
-    assert code == 0, log
-    assert "DUE TO NODE FAILURE" in log and "start 2\n" in log and "Restarts=1" in show(job.cluster, number)
-    assert "requeued: " not in log
-    assert losses(job.run_dir) == pytest.approx(single_losses, rel=0, abs=2e-6)
+    stopped = re.search(r"stopped by a signal at step (\d+) \(exit code 75\): signal", log)
+    assert stopped and f"requeued: goes on from step {stopped[1]}" in log
+    assert f"resuming after step {stopped[1]}:" in log and "before      1 signal" in log
+    assert job.causes() == ["signal", "finished"] and len(job.losses()) == 40
 
 
 def test_bad_input_is_told_and_not_tried_again(job: Job, tiny_llama: Path, tmp_path: Path) -> None:
-    number = job.submit(*words_for(tiny_llama, tmp_path / "none.jsonl"), SKIP_PREFLIGHT="1")
-    code, log = outcome(job.cluster, number)
+    code, log = job.submit(*words_for(tiny_llama, tmp_path / "none.jsonl"), SKIP_PREFLIGHT="1").outcome()
     assert code == EXIT_USER_ERROR, log
-    assert log.count("none.jsonl") == 1 and "Traceback" not in log
-    assert "bad input (exit code 2): not started again" in log and "Restarts=0" in show(job.cluster, number)
+    assert "none.jsonl" in log and "Traceback" not in log
+    assert "bad input (exit code 2): not started again" in log and "Restarts=0" in job.show()
 
 
 def test_a_job_without_progress_ends(job: Job, tmp_path: Path) -> None:
     """A rank that is killed each time, long before a checkpoint."""
-    python = tmp_path / "python"
-    python.write_text("#!/bin/bash\n[[ $SLURM_PROCID == 1 ]] && kill -9 $$\nsleep 60\n")
+    python = tmp_path / "dying"
+    python.write_text("#!/bin/bash\necho my last words\n[[ $SLURM_PROCID == 1 ]] && kill -9 $$\nsleep 60\n")
     python.chmod(0o755)
-    number = job.submit(settings=f"PYTHON={python}", SKIP_PREFLIGHT="1")
-    code, log = outcome(job.cluster, number)
+    code, log = job.submit(settings=f"PYTHON={python}", SKIP_PREFLIGHT="1").outcome()
     assert code in (137, 143), log  # the killed rank's, or that of the one that srun ends with it
     assert log.count("ended with exit code") == 2 and log.count("requeued: goes on from step 0") == 1
-    assert "giving up: 2 starts since step 0 brought no newer checkpoint" in log
-    assert "Restarts=1" in show(job.cluster, number)
+    assert "the first to fail: rank_0001_node2, exit code 137" in log and "  | my last words" in log
+    assert "giving up: 2 failures since step 0 brought no newer checkpoint" in log
+    assert job.causes() == ["killed", "killed"] and "Restarts=1" in job.show()
 
 
 def test_a_node_that_fails_the_preflight_is_named(job: Job) -> None:
     """These nodes have no GPUs; with SBATCH_GPUS_PER_NODE forgotten, those of a cluster look the same."""
-    code, log = outcome(job.cluster, job.submit(settings="GPUS_PER_NODE=8"))
+    code, log = job.submit(settings="GPUS_PER_NODE=8").outcome()
     assert code == EXIT_BAD_NODE, log
-    assert log.count("preflight: node1 shows 0 GPUs of 8") == 1 and "node2: 0 GPUs" in log and "Traceback" not in log
+    assert "preflight: node1 is left out: it shows 0 GPUs of 8" in log and "Traceback" not in log
     assert "preflight failed (4): not trained" in log
 
 
 def test_a_cancelled_job_stays_cancelled(job: Job, tmp_path: Path) -> None:
-    python = tmp_path / "python"
+    python = tmp_path / "waiting"
     python.write_text(f"#!/bin/bash\ntouch {tmp_path}/started\nsleep 60 & wait\n")
     python.chmod(0o755)
-    number = job.submit(settings=f"PYTHON={python}", SKIP_PREFLIGHT="1")
-    wait_until((tmp_path / "started").exists, job, number)
-    assert job.cluster.run(["scancel", number])[0] == 0
-    _, log = outcome(job.cluster, number)
+    job.submit(settings=f"PYTHON={python}", SKIP_PREFLIGHT="1")
+    job.wait_until((tmp_path / "started").exists)
+    assert job.cluster.run(["scancel", job.number])[0] == 0
+    _, log = job.outcome()
     assert "requeued: " not in log and "(COMPLETING): not requeued from here" in log
-    assert "JobState=CANCELLED" in show(job.cluster, number) and "Restarts=0" in show(job.cluster, number)
+    assert "JobState=CANCELLED" in job.show() and "Restarts=0" in job.show()
 
 
-@pytest.mark.parametrize("script", ["train_8b.sh", "train_70b.sh", "train_405b.sh", "preflight.sh"])
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_slurm_takes_the_script(cluster: Cluster, script: str) -> None:
-    code, out = cluster.run(["sbatch", "--test-only", *TWO_NODES, str(ROOT / "slurm" / script)])
+    two = ["--nodes=2", "--ntasks-per-node=2", "--gpus-per-node=2"]
+    code, out = cluster.run(["sbatch", "--test-only", *two, str(ROOT / "slurm" / script)])
     assert code == 0, out

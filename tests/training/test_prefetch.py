@@ -55,20 +55,18 @@ def test_same_batches_from_any_position(ahead: int, start: int, steps: int, pack
 
 
 @pytest.mark.parametrize("ahead", [0, 1, 3])
-def test_a_row_that_cannot_be_read_fails_at_its_own_step(ahead: int) -> None:
+def test_a_row_that_cannot_be_read_fails_at_its_own_step(ahead: int, monkeypatch: pytest.MonkeyPatch) -> None:
     feed = make_feed(ahead)
-    made = 0
+    made, read = 0, TokenRows.row
 
-    read = feed.rows.row
-
-    def torn(index: int) -> tuple[np.ndarray, np.ndarray]:
+    def torn(rows: TokenRows, index: int) -> tuple[np.ndarray, np.ndarray]:
         nonlocal made
         made += 1
         if made > 8:  # two steps of four rows
             raise OSError("the disk is gone")
-        return read(index)
+        return read(rows, index)
 
-    feed.rows.row = torn  # type: ignore[method-assign]
+    monkeypatch.setattr(TokenRows, "row", torn)
     with Prefetcher(feed, CPU, 0, None, 5) as batches:
         batches.next(), batches.next()
         with pytest.raises(OSError, match="the disk is gone"):
