@@ -135,7 +135,8 @@ class SpeedSection:
     gradient_fusion: bool = False
     """The product that makes a weight's gradient adds it into the gradient buffer itself. Needs a kernel of Apex."""
     defer_embedding_gradient: bool = False
-    """The output layer's weight gradients wait for the end of the step, when the last stage has nothing else to do."""
+    """The output layer's weight gradients wait for the end of the step, when the last stage has nothing else to do. Not
+    with `parallel.overlap_grad_reduce`, which would reduce without them."""
     deferral_limit: int = 50
     """At most so many micro-batches wait, each with the gradient of its logits; 0: all of them."""
     fused_loss: bool = False

@@ -267,7 +267,7 @@ def _transformer_engine(torch: Torch) -> Finding:
             name, FOUND if directory else MISSING, version, meaning, "" if directory else f"with a GPU: {remedy}"
         )
     if directory is None:
-        return Finding(name, MISSING, "", "training on the GPU needs it; until then run.layers=torch (slower, no FP8)", remedy)
+        return Finding(name, MISSING, "", "training on the GPU needs it; until then run.layers=torch (no FP8)", remedy)
     if error := import_error("transformer_engine.pytorch"):
         return Finding(name, BROKEN, version, error, f"reinstall it for torch {torch.version}: {remedy}")
     return Finding(name, FOUND, version, "fused layers and attention on the GPU")

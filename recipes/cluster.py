@@ -33,10 +33,7 @@ def full_sft(shape: str) -> RunConfig:
     run.train.seq_len_tokens = 4096
     run.parallel.overlap_grad_reduce = True
     run.parallel.overlap_param_gather = True
-    run.speed.tensor_overlap = run.speed.gradient_fusion = run.speed.defer_embedding_gradient = (
-        True  # as far as TP and PP go
-    )
-    run.speed.fused_loss = True
+    run.speed.tensor_overlap = run.speed.gradient_fusion = run.speed.fused_loss = True
     run.optimizer.lr = 2e-5
     run.optimizer.weight_decay = 0.01
     run.optimizer.clip_grad = 1.0
@@ -54,7 +51,7 @@ def lora(run: RunConfig) -> RunConfig:
     run.lora.rank, run.lora.alpha = 16, 32.0
     run.precision.dtype, run.precision.fp8_params, run.precision.gradients = "bf16", False, "fp32"
     run.optimizer.moments = "fp32"
-    run.speed.tensor_overlap = run.speed.gradient_fusion = run.speed.defer_embedding_gradient = False
+    run.speed.tensor_overlap = run.speed.gradient_fusion = False
     run.optimizer.lr = 1e-4
     run.schedule.warmup_ratio = 0.1
     return run

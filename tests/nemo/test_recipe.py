@@ -165,7 +165,7 @@ OTHER_VALUES = {
     "precision.dtype": "fp8_blockwise", "precision.bf16_layers_at_start": 1, "precision.bf16_layers_at_end": 1,
     "precision.fp8_params": "false", "precision.gradients": "fp32", "precision.fp8_weight_gradients": "false",
     "precision.amax_history_len": 16, "speed.tensor_overlap": "false", "speed.gradient_fusion": "false",
-    "speed.defer_embedding_gradient": "false", "speed.deferral_limit": 3, "speed.fused_loss": "false",
+    "speed.defer_embedding_gradient": "true", "speed.deferral_limit": 3, "speed.fused_loss": "false",
     "speed.collect_interval_steps": 7, "batch.global_size": 64, "batch.micro_size": 2,
     "data.train": "/sets/other", "data.validation": "/sets/held_out", "data.validation_fraction": 0.1,
     "data.packing": "false", "data.pack_multiple": 8, "data.overlong": "drop", "data.shuffle": "false",
@@ -177,7 +177,8 @@ OTHER_VALUES = {
     "checkpoint.async_save": "false", "checkpoint.resume": "false", "logging.console_interval_steps": 4,
     "logging.wandb": "offline", "logging.wandb_project": "p", "logging.wandb_entity": "e", "logging.wandb_name": "n",
 }  # fmt: skip
-WITH_LORA = ["speed.tensor_overlap=false", "speed.gradient_fusion=false", "speed.defer_embedding_gradient=false"]
+WITH_LORA = ["speed.tensor_overlap=false", "speed.gradient_fusion=false"]
+NOT_OVERLAPPED = ["parallel.pipeline=2", "parallel.overlap_grad_reduce=false", "parallel.overlap_param_gather=false"]
 TOGETHER = {
     "parallel.virtual_pipeline": ["parallel.pipeline=2"],
     "parallel.context": ["data.packing=false", "speed.tensor_overlap=false"],
@@ -188,9 +189,8 @@ TOGETHER = {
     "lora.alpha": ["lora.rank=4", *WITH_LORA],
     "lora.targets": ["lora.rank=4", *WITH_LORA],
     "precision.dtype": ["speed.tensor_overlap=false"],
-    "speed.gradient_fusion": ["speed.defer_embedding_gradient=false"],
-    "speed.defer_embedding_gradient": ["parallel.pipeline=2"],
-    "speed.deferral_limit": ["parallel.pipeline=2"],
+    "speed.defer_embedding_gradient": NOT_OVERLAPPED,
+    "speed.deferral_limit": [*NOT_OVERLAPPED, "speed.defer_embedding_gradient=true"],
     "precision.amax_history_len": ["precision.dtype=fp8_delayed"],
     "batch.micro_size": ["data.packing=false", "speed.tensor_overlap=false"],
     "checkpoint.save_interval_steps": [],

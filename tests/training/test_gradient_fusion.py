@@ -16,6 +16,7 @@ from coalm_nemo.speed import FUSION_KERNEL
 from coalm_nemo.training.callbacks.metrics_file import read_steps
 from recipes import load_recipe
 
+DEFER = "speed.defer_embedding_gradient=true"
 OVERLAPPED = ["parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true"]
 
 
@@ -63,20 +64,12 @@ def configure(model: Path, rows: Path, run_dir: Path, *words: str) -> RunConfig:
 @pytest.mark.parametrize(
     ("ranks", "words"),
     [
-        (1, []),
-        (2, ["parallel.pipeline=2", "speed.defer_embedding_gradient=true", "speed.deferral_limit=3"]),
-        (2, ["parallel.pipeline=2", "speed.defer_embedding_gradient=true", "parallel.virtual_pipeline=2"]),
-        (4, ["parallel.tensor=2", "parallel.pipeline=2", "speed.defer_embedding_gradient=true"]),
-        (4, ["parallel.pipeline=2", *OVERLAPPED, "speed.defer_embedding_gradient=true", "speed.deferral_limit=3"]),
-        (4, ["parallel.pipeline=2", "parallel.virtual_pipeline=2", *OVERLAPPED, "speed.defer_embedding_gradient=true"]),
-    ],
-    ids=[
-        "fused",
-        "deferred",
-        "interleaved",
-        "tensor and sequence parallel",
-        "data parallel",
-        "interleaved, data parallel",
+        pytest.param(1, [], id="fused"),
+        pytest.param(4, ["parallel.pipeline=2", *OVERLAPPED], id="fused, two replicas, overlapped"),
+        pytest.param(2, ["parallel.pipeline=2", DEFER, "speed.deferral_limit=3"], id="deferred"),
+        pytest.param(4, ["parallel.pipeline=2", DEFER], id="deferred, two replicas"),
+        pytest.param(2, ["parallel.pipeline=2", DEFER, "parallel.virtual_pipeline=2"], id="deferred, interleaved"),
+        pytest.param(4, ["parallel.tensor=2", "parallel.pipeline=2", DEFER], id="deferred, TP2 with SP"),
     ],
 )
 def test_same_losses(
