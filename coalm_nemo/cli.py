@@ -31,6 +31,8 @@ app.add_typer(wandb_app, name="wandb")
 @wandb_app.callback()
 def wandb() -> None:
     """Keeps `sync` a word of its own."""
+
+
 app.add_typer(eval_app, name="eval")
 
 
