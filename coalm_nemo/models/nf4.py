@@ -16,6 +16,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
 from megatron.core.tensor_parallel.mappings import (
     copy_to_tensor_model_parallel_region,
     gather_from_sequence_parallel_region,
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from coalm_nemo.models.fp8_emulation import LINEARS
 
+ROW_PARALLEL = ("self_attention.linear_proj", "mlp.linear_fc2")
 BLOCK = 64
 ELEMENTS_AT_ONCE = 1 << 24
 _TAIL = 0.9677083
@@ -95,13 +97,18 @@ def hollow(model: Any) -> None:
 
     The weight keeps its shape on the meta device, for checkpoints; what computes are `nf4_codes` and `nf4_scale`.
     """
+    tables = [model.embedding.word_embeddings] if model.pre_process else []
+    tables += [model.output_layer] if model.post_process and model.output_layer.weight is not None else []
+    for table in tables:  # megatron-core marks a weight only where it draws it
+        set_tensor_model_parallel_attributes(table.weight, True, 0, 1)
     for layer in model.decoder.layers:
         for path in LINEARS:
-            _hollow_linear(layer.get_submodule(path))
+            _hollow_linear(layer.get_submodule(path), split_axis=1 if path in ROW_PARALLEL else 0)
 
 
-def _hollow_linear(linear: Any) -> None:
+def _hollow_linear(linear: Any, split_axis: int) -> None:
     place_weight(linear, torch.device("meta"))
+    set_tensor_model_parallel_attributes(linear.weight, True, split_axis, 1)
     linear.register_buffer("nf4_codes", None, persistent=False)
     linear.register_buffer("nf4_scale", None, persistent=False)
 
@@ -122,7 +129,9 @@ def _hollow_linear(linear: Any) -> None:
 def place_weight(linear: Any, device: torch.device) -> None:
     """An empty weight of the same shape: on a device to be loaded into, on meta to take no memory."""
     empty = torch.empty(linear.weight.shape, dtype=linear.weight.dtype, device=device)
+    marks = vars(linear.weight)  # of tensor parallelism
     linear.weight = torch.nn.Parameter(empty, requires_grad=False)
+    vars(linear.weight).update(marks)
 
 
 def hollow_weights(model: Any) -> list[list[tuple[str, Any]]]:

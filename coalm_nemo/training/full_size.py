@@ -40,6 +40,8 @@ class RankShare:
     """Elements that this rank's optimizer keeps masters and moments of."""
     fp8: int
     """Of its parameters, those that an FP8 run multiplies in FP8."""
+    nf4: int
+    """Of its parameters, those that QLoRA keeps in four bits."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ def _meta_device() -> Iterator[None]:
 def _build(run: RunConfig, llama: LlamaConfig, world_size: int, rank: int) -> RankShare:
     from megatron.core import parallel_state
 
+    from coalm_nemo.models.nf4 import hollow_weights
     from coalm_nemo.platform import Platform
     from coalm_nemo.training.fake_groups import fake_world
     from coalm_nemo.training.setup import build_trainee
@@ -125,6 +128,7 @@ def _build(run: RunConfig, llama: LlamaConfig, world_size: int, rank: int) -> Ra
             sum(buffer.numel for chunk in trainee.chunks for buffer in chunk.buffers),
             _optimizer_elements(trainee.optimizer),
             sum(_fp8_elements(run, llama, model) for model in models) if run.precision.fp8 else 0,
+            sum(linear.weight.numel() for m in models for layer in hollow_weights(m) for _, linear in layer),
         )
 
 

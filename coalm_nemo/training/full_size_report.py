@@ -10,7 +10,7 @@ from coalm_nemo.models.llama import LlamaConfig
 from coalm_nemo.planning.adapt import PRECISIONS
 from coalm_nemo.planning.command import PlanRequest, layout_of, make_job
 from coalm_nemo.planning.hardware import GIB
-from coalm_nemo.planning.memory import stage_memory
+from coalm_nemo.planning.memory import NF4_BYTES, stage_memory
 from coalm_nemo.training.full_size import FullSize, RankShare
 
 TOLERANCE, SMALL_BYTES = 0.02, 64 * 2**20
@@ -42,9 +42,10 @@ def built_bytes(run: RunConfig, shares: list[RankShare]) -> StageBytes:
     weight = 4 if run.precision.weights == "float32" else 2
     gradient = 4 if run.precision.gradients == "fp32" else 2
     state = 4 + 2 * (4 if run.optimizer.moments == "fp32" else 2)  # masters and two moments
-    eight = 0 if run.precision.fp8_params else 2  # beside BF16 weights; instead of them, two bytes as well
+    eight = 0.0 if run.precision.fp8_params else 2.0  # beside BF16 weights; instead of them, two bytes as well
+    four = NF4_BYTES - weight  # instead of them
     return StageBytes(
-        max(weight * s.parameters + eight * s.fp8 for s in shares),
+        max(weight * s.parameters + eight * s.fp8 + four * s.nf4 for s in shares),
         max(gradient * s.gradients for s in shares),
         max(state * s.optimizer for s in shares),
     )
