@@ -30,7 +30,7 @@ from coalm_nemo.training.ranks import Ranks, ToldByRankZero, first_rank_does, me
 from coalm_nemo.validate import Layout, check_run
 
 if TYPE_CHECKING:
-    from coalm_nemo.training.checkpointing import Progress
+    from coalm_nemo.training.checkpointing import Checkpointer, Progress
 
 EXIT_CODES = {"finished": 0, "stopped": EXIT_STOPPED, "non-finite": EXIT_NON_FINITE}
 
@@ -92,9 +92,8 @@ def _train(
     prepared: Prepared,
     questions: HeldOut,
 ) -> int:
-    from coalm_nemo.models.lora import num_parameters
     from coalm_nemo.training.calibration import restore_or_calibrate, wants_calibration
-    from coalm_nemo.training.checkpointing import Checkpointer, Progress
+    from coalm_nemo.training.checkpointing import Progress
     from coalm_nemo.training.loop import Loop
     from coalm_nemo.training.setup import build_trainee, warmup_steps
     from coalm_nemo.training.throughput import Meter
@@ -105,19 +104,7 @@ def _train(
     validation = _feed(run, layout, held_out, shuffle=False) if held_out is not None else None
     steps, end = feeding.total_steps(run, len(feed.items))
     callbacks = make_callbacks(run) if ranks.first else []
-    checkpointer = Checkpointer(
-        Path(run.run.dir) / "checkpoints",
-        prepared.hf_source,
-        dtype=run.precision.weights,
-        parameters=num_parameters(llama, run.lora) if run.lora.rank else llama.num_parameters(),
-        keep_last=run.checkpoint.keep_last,
-        milestone_steps=run.checkpoint.milestone_interval_steps,
-        asynchronous=run.checkpoint.async_save,
-        adapter=_adapter_info(run, prepared),
-        delayed_scaling=wants_calibration(run),
-        on_saved=lambda note: _tell_saved(callbacks, note),
-        warn=lambda sentence: _warn(callbacks, sentence),
-    )
+    checkpointer = _checkpointer(run, llama, prepared, callbacks)
     newest = checkpointer.newest_sound() if run.checkpoint.resume else None
     if not newest:
         checkpointer.refuse_unsound(prepared.base)
@@ -152,6 +139,26 @@ def _train(
     for callback in callbacks:
         callback.on_end(ended)
     return EXIT_CODES[ended.status]
+
+
+def _checkpointer(run: RunConfig, llama: LlamaConfig, prepared: Prepared, callbacks: list[Callback]) -> Checkpointer:
+    from coalm_nemo.models.lora import num_parameters
+    from coalm_nemo.training.calibration import wants_calibration
+    from coalm_nemo.training.checkpointing import Checkpointer
+
+    return Checkpointer(
+        Path(run.run.dir) / "checkpoints",
+        prepared.hf_source,
+        dtype=run.precision.weights,
+        parameters=num_parameters(llama, run.lora) if run.lora.rank else llama.num_parameters(),
+        keep_last=run.checkpoint.keep_last,
+        milestone_steps=run.checkpoint.milestone_interval_steps,
+        asynchronous=run.checkpoint.async_save,
+        adapter=_adapter_info(run, prepared),
+        delayed_scaling=wants_calibration(run),
+        on_saved=lambda note: _tell_saved(callbacks, note),
+        warn=lambda sentence: _warn(callbacks, sentence),
+    )
 
 
 def _load_weights(models: Any, run: RunConfig, prepared: Prepared, newest: Path | None) -> None:
