@@ -126,8 +126,9 @@ def fp8_check(
     precision: Annotated[str, typer.Option(help="fp8_current, fp8_emulated_current, ...; the recipe's, if none.")] = "",
     baseline: Annotated[str, typer.Option(help="bf16 | fp32; by itself, what lies between the FP8 products.")] = "",
     steps: Annotated[int, typer.Option(help="Steps of each run.")] = 200,
+    seeds: Annotated[int, typer.Option(help="Pairs of runs, each in another order; their spread is the noise.")] = 1,
     nproc: Annotated[int, typer.Option(min=0, help="Start this many ranks here (0: this process is one rank).")] = 0,
-    control: Annotated[bool, typer.Option(help="A third run that shows how much noise moves the loss.")] = True,
+    control: Annotated[bool, typer.Option(help="With one seed: a third run that shows the noise.")] = True,
     tolerance: Annotated[float, typer.Option(help="How much higher the FP8 loss may be, relative.")] = 0.01,
     out: Annotated[Path | None, typer.Option(help="Default: fp8_check in the run's directory.")] = None,
 ) -> None:
@@ -142,8 +143,8 @@ def fp8_check(
 
     sys.exit(
         fp8_check_command(
-            recipe, config or [], overrides or [], precision=precision, baseline=baseline, steps=steps, nproc=nproc,
-            control=control, tolerance=tolerance, out=out,
+            recipe, config or [], overrides or [], precision=precision, baseline=baseline, steps=steps, seeds=seeds,
+            nproc=nproc, control=control, tolerance=tolerance, out=out,
         )
     )  # fmt: skip
 

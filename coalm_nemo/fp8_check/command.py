@@ -13,8 +13,8 @@ from recipes import load_recipe
 
 
 def fp8_check_command(
-    recipe: str, files: list[Path], overrides: list[str], *, precision: str, baseline: str, steps: int, nproc: int,
-    control: bool, tolerance: float, out: Path | None,
+    recipe: str, files: list[Path], overrides: list[str], *, precision: str, baseline: str, steps: int, seeds: int,
+    nproc: int, control: bool, tolerance: float, out: Path | None,
 ) -> int:  # fmt: skip
     """Returns the exit code: 0 passed, 1 not passed. Raises UserError for bad input, before anything is trained."""
     words = [*overrides, *([f"precision.dtype={precision}"] if precision else [])]
@@ -23,7 +23,9 @@ def fp8_check_command(
         os.environ.setdefault(name, value)
     if not 0 < tolerance < 1:
         raise UserError(f"--tolerance {tolerance}: give a part of the loss, such as 0.01")
-    variants = make_variants(run, steps, baseline, control)
+    if seeds < 1:
+        raise UserError(f"--seeds {seeds}: at least one is needed")
+    variants = make_variants(run, steps, baseline, control and seeds == 1)  # several seeds show the noise themselves
     ranks = ranks_from_environment()
     if nproc and ranks.world_size > 1:
         raise UserError(
@@ -36,7 +38,7 @@ def fp8_check_command(
     from coalm_nemo.platform import choose_platform
     from coalm_nemo.training.command import check_inputs
 
-    worker = check_worker(variants, out or Path(run.run.dir) / "fp8_check", tolerance)
+    worker = check_worker(variants, out or Path(run.run.dir) / "fp8_check", tolerance, seeds)
     if not nproc:
         return worker(variants.fp8)
     from coalm_nemo.training.launch import launch

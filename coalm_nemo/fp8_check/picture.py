@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,12 @@ def _smooth(losses: list[float], window: int) -> list[float]:
 def _losses(axes: Any, result: dict[str, Any]) -> None:
     window = max(1, result["steps"] // SMOOTHED_PART)
     for name, colour in (("baseline", "tab:blue"), ("fp8", "tab:orange")):
-        losses = result["losses"][name]
-        steps = range(1, len(losses) + 1)
-        axes.plot(steps, losses, color=colour, alpha=0.25, linewidth=0.7)
-        axes.plot(steps, _smooth(losses, window), color=colour, label=result[name])
+        for number, seed in enumerate(result["seeds"]):
+            losses = seed[name]
+            steps = range(1, len(losses) + 1)
+            axes.plot(steps, losses, color=colour, alpha=0.25, linewidth=0.7)
+            label = None if number else result[name]
+            axes.plot(steps, _smooth(losses, window), color=colour, label=label, linewidth=1.2)
     axes.set(title="loss", xlabel="step", yscale="log")
     for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
         which("{x:g}")
@@ -49,17 +52,31 @@ def _losses(axes: Any, result: dict[str, Any]) -> None:
 
 
 def _gap(axes: Any, result: dict[str, Any]) -> None:
-    window = max(1, result["steps"] // SMOOTHED_PART)
-    base = _smooth(result["losses"]["baseline"], window)
-    for name, colour, label in (("fp8", "tab:orange", result["fp8"]), ("control", "tab:gray", "control (noise)")):
-        losses = result["losses"].get(name)
-        if losses:
-            pairs = zip(_smooth(losses, window), base, strict=False)
-            axes.plot(range(1, len(losses) + 1), [100 * (a / b - 1) for a, b in pairs], color=colour, label=label)
+    seeds = result["seeds"]
+    ours = [_gap_curve(seed, "fp8", result["steps"]) for seed in seeds]
+    if len(seeds) > 1:
+        for curve in ours:
+            axes.plot(range(1, len(curve) + 1), curve, color="tab:orange", alpha=0.25, linewidth=0.7)
+        mean = [statistics.mean(values) for values in zip(*ours, strict=False)]
+        axes.plot(
+            range(1, len(mean) + 1), mean, color="tab:orange", label=f"{result['fp8']}, mean of {len(seeds)} seeds"
+        )
+    else:
+        axes.plot(range(1, len(ours[0]) + 1), ours[0], color="tab:orange", label=result["fp8"])
+        if seeds[0]["control"]:
+            control = _gap_curve(seeds[0], "control", result["steps"])
+            axes.plot(range(1, len(control) + 1), control, color="tab:gray", label="control (noise)")
     for side in (-1, 1):
         axes.axhline(side * 100 * result["tolerance"], color="tab:red", linestyle=":", linewidth=1)
     axes.set(title="loss against the baseline's (dotted: allowed)", xlabel="step", ylabel="%")
     axes.legend()
+
+
+def _gap_curve(seed: dict[str, Any], name: str, steps: int) -> list[float]:
+    """Percent that the smoothed loss is above the baseline's, step by step."""
+    window = max(1, steps // SMOOTHED_PART)
+    pairs = zip(_smooth(seed[name], window), _smooth(seed["baseline"], window), strict=False)
+    return [100 * (a / b - 1) for a, b in pairs]
 
 
 def _by_matrix(axes: Any, result: dict[str, Any], fields: dict[str, str], title: str) -> None:

@@ -25,6 +25,13 @@ class Variants:
         runs = {"baseline": self.baseline, "fp8": self.fp8}
         return runs | ({"control": self.control} if self.control else {})
 
+    def at_seed(self, seed: int) -> Variants:
+        """The same runs with another order of rows (and dropout)."""
+        found = copy.deepcopy(self)
+        for run in found.named().values():
+            run.run.seed = seed
+        return found
+
 
 def make_variants(run: RunConfig, steps: int, baseline: str, control: bool) -> Variants:
     """`run` must ask for FP8, real or emulated. Raises UserError where it does not.

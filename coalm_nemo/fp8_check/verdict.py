@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,11 +21,12 @@ LOW_COSINE = 0.95
 
 @dataclass(frozen=True)
 class Curves:
-    """Loss of every step; shorter than the others where a loss was not finite."""
+    """Loss of every step of one seed's runs; shorter than the others where a loss was not finite."""
 
     baseline: list[float]
     fp8: list[float]
     control: list[float] | None = None
+    seed: int = 0
 
     def gap(self, other: list[float] | None) -> float | None:
         """How much higher the other's mean loss over the last quarter is, relative; None where it did not get there."""
@@ -45,40 +47,71 @@ class Verdict:
     reason: str
 
 
-def judge(curves: Curves, tolerance: float) -> Verdict:
-    """Pass where FP8's loss is within `tolerance` of the baseline's, or below it.
+@dataclass(frozen=True)
+class Gap:
+    """How much higher FP8's loss is, relative, and how much of that means nothing."""
 
-    A gap above it that a change of a thousandth in the learning rate makes as well says nothing about FP8: then more
-    steps are needed, and the gate does not pass.
+    mean: float
+    """Over the seeds."""
+    noise: float | None
+    """Standard error of the mean; with one seed, what the control moved the loss by. None: not measured."""
+    seeds: int
+
+    def __str__(self) -> str:
+        error = f" +- {self.noise:.2%} (standard error of {self.seeds} seeds)" if self.seeds > 1 else ""
+        return f"{self.mean:+.2%}{error}"
+
+
+def measure_gap(pairs: list[Curves]) -> Gap | None:
+    """None where an FP8 run did not get to its end."""
+    gaps = [curves.gap(curves.fp8) for curves in pairs]
+    found = [g for g in gaps if g is not None]
+    if len(found) < len(pairs):
+        return None
+    if len(found) == 1:
+        return Gap(found[0], pairs[0].gap(pairs[0].control), 1)
+    return Gap(statistics.mean(found), statistics.stdev(found) / len(found) ** 0.5, len(found))
+
+
+def judge(pairs: list[Curves], tolerance: float) -> Verdict:
+    """Pass where FP8's loss is within `tolerance` of the baseline's, or below it; `pairs`: one a seed.
+
+    A gap above it that noise makes as well (a change of a thousandth in the learning rate; with several seeds, twice
+    the standard error) says nothing about FP8: then more steps or seeds are needed, and the gate does not pass.
     """
-    gap, noise = curves.gap(curves.fp8), curves.gap(curves.control)
+    gap = measure_gap(pairs)
     if gap is None:
-        return Verdict(False, "fail", f"the FP8 loss was not finite at step {len(curves.fp8) + 1}")
-    said = f"the FP8 loss is {gap:+.2%} from the baseline's over the last {1 / COMPARED_PART:.0%} of the steps"
-    if gap <= tolerance:
+        lost = next(curves for curves in pairs if curves.gap(curves.fp8) is None)
+        where = f" (seed {lost.seed})" if len(pairs) > 1 else ""
+        return Verdict(False, "fail", f"the FP8 loss was not finite at step {len(lost.fp8) + 1}{where}")
+    said = f"the FP8 loss is {gap} from the baseline's over the last {1 / COMPARED_PART:.0%} of the steps"
+    if gap.mean <= tolerance:
         return Verdict(True, "pass", f"{said}; {tolerance:.2%} is allowed")
-    if noise is not None and abs(noise) >= abs(gap) / 2:
-        return Verdict(False, "within noise", f"{said}, and noise alone moves it by {noise:+.2%}: run more --steps")
+    if gap.noise is not None and abs(gap.noise) >= abs(gap.mean) / 2:
+        if gap.seeds > 1:
+            return Verdict(False, "within noise", f"{said}, which may be noise alone: run more --seeds")
+        return Verdict(
+            False, "within noise", f"{said}, and noise alone moves it by {gap.noise:+.2%}: run more --steps or --seeds"
+        )
     return Verdict(False, "fail", f"{said}; {tolerance:.2%} is allowed")
 
 
-def write_result(variants: Variants, curves: Curves, found: Probe, out: Path, tolerance: float) -> int:
+def write_result(variants: Variants, pairs: list[Curves], found: Probe, out: Path, tolerance: float) -> int:
     """fp8_check.json and fp8_check.png in `out`, the table on the screen; the exit code."""
     from coalm_nemo.fp8_check.picture import draw
 
-    verdict = judge(curves, tolerance)
-    layers = by_matrix(found)
+    verdict, gap = judge(pairs, tolerance), measure_gap(pairs)
     result = {
         "verdict": verdict.word,
         "reason": verdict.reason,
         "baseline": variants.baseline.precision.dtype,
         "fp8": variants.fp8.precision.dtype,
         "steps": variants.fp8.train.steps,
-        "loss_gap": curves.gap(curves.fp8),
-        "noise": curves.gap(curves.control),
+        "loss_gap": gap.mean if gap else None,
+        "noise": gap.noise if gap else None,
         "tolerance": tolerance,
-        "losses": vars(curves),
-        "matrices": layers,
+        "seeds": [vars(curves) | {"loss_gap": curves.gap(curves.fp8)} for curves in pairs],
+        "matrices": by_matrix(found),
     }
     out.mkdir(parents=True, exist_ok=True)
     draw(result, out / "fp8_check.png")
@@ -118,8 +151,14 @@ def _print(result: dict[str, Any], out: Path) -> None:
             f"gradients below a cosine of {LOW_COSINE}: {', '.join(low)}; precision.bf16_layers_at_start and "
             "bf16_layers_at_end keep a layer out of FP8"
         )
-    if result["noise"] is not None:
+    if len(result["seeds"]) > 1:
+        print("loss gap by seed: " + ", ".join(_percent(s["loss_gap"]) for s in result["seeds"]))
+    elif result["noise"] is not None:
         print(f"noise: a learning rate {CONTROL_CHANGE:.1%} higher moves the baseline's loss by {result['noise']:+.2%}")
     print(f"{result['fp8']} against {result['baseline']}, {result['steps']} steps")
     print(f"{result['verdict'].upper()}: {result['reason']}")
     print(f"{out / 'fp8_check.json'}, {out / 'fp8_check.png'}")
+
+
+def _percent(gap: float | None) -> str:
+    return "not finite" if gap is None else f"{gap:+.2%}"

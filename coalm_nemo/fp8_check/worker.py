@@ -35,19 +35,22 @@ class Place:
     device: torch.device
 
 
-def check_worker(variants: Variants, out: Path, tolerance: float) -> Callable[[RunConfig], int]:
-    """What a rank runs; the argument is the FP8 run. Returns the exit code: 0 passed, 1 not."""
+def check_worker(variants: Variants, out: Path, tolerance: float, seeds: int = 1) -> Callable[[RunConfig], int]:
+    """What a rank runs; the argument is the FP8 run. Returns the exit code: 0 passed, 1 not.
+
+    `seeds`: how often, each time with the next seed after the run's.
+    """
 
     def run(fp8: RunConfig) -> int:
         ranks = ranks_from_environment()
         quiet_libraries()
         one_thread_a_rank()
-        return report_user_errors(ranks, lambda: _check(variants, ranks, out, tolerance), "fp8-check")
+        return report_user_errors(ranks, lambda: _check(variants, ranks, out, tolerance, seeds), "fp8-check")
 
     return run
 
 
-def _check(variants: Variants, ranks: Ranks, out: Path, tolerance: float) -> int:
+def _check(variants: Variants, ranks: Ranks, out: Path, tolerance: float, seeds: int) -> int:
     from coalm_nemo.training.setup import start_process_groups, stop_process_groups
 
     fp8 = variants.fp8
@@ -62,11 +65,18 @@ def _check(variants: Variants, ranks: Ranks, out: Path, tolerance: float) -> int
         # one layout for all: FP8's sequence lengths are rounded up, and the padding must be the same
         layout = max(layouts, key=lambda a: a.sequence_multiple)
         place = Place(llama, layout, platform, ranks, Prepared.from_json(made), platform.device(ranks.local_rank))
-        curves = {name: _losses(run, place, name) for name, run in variants.named().items()}
+        pairs = [_pair(variants.at_seed(fp8.run.seed + i), place) for i in range(seeds)]
         found = gather(_probe(variants, place))
-        return write_result(variants, Curves(**curves), found, out, tolerance) if ranks.first else 0
+        return write_result(variants, pairs, found, out, tolerance) if ranks.first else 0
     finally:
         stop_process_groups()
+
+
+def _pair(variants: Variants, place: Place) -> Curves:
+    seed = variants.fp8.run.seed
+    if place.ranks.first:
+        print(f"seed {seed}", flush=True)
+    return Curves(**{name: _losses(run, place, name) for name, run in variants.named().items()}, seed=seed)
 
 
 def _losses(run: RunConfig, place: Place, name: str) -> list[float]:

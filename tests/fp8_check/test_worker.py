@@ -18,10 +18,12 @@ STEPS = 4
 TP2_PP2 = ["parallel.tensor=2", "parallel.pipeline=2"]
 
 
-def check(ranks_pool: Any, model: Path, rows: Path, out: Path, recipe: str, nproc: int, *words: str) -> dict[str, Any]:
+def check(
+    ranks_pool: Any, model: Path, rows: Path, out: Path, recipe: str, nproc: int, *words: str, seeds: int = 1
+) -> dict[str, Any]:
     run = configure(model, rows, out, recipe, *words)
-    variants = make_variants(run, STEPS, "", control=True)
-    codes = ranks_pool.train(run, nproc, check_worker(variants, out / "check", 0.01), fine=(0, 1))
+    variants = make_variants(run, STEPS, "", control=seeds == 1)
+    codes = ranks_pool.train(run, nproc, check_worker(variants, out / "check", 0.01, seeds), fine=(0, 1))
     result: dict[str, Any] = json.loads((out / "check/fp8_check.json").read_text())
     assert codes == [0 if result["verdict"] == "pass" else 1] + [0] * (nproc - 1)
     assert (out / "check/fp8_check.png").stat().st_size > 10_000
@@ -34,8 +36,9 @@ def test_same_on_another_layout(recipe: str, ranks_pool: Any, rows_file: Path, m
     four = check(ranks_pool, model, rows_file, tmp_path / "four", recipe, 4, *TP2_PP2)
     assert len(one["matrices"]) == 16 and one["matrices"].keys() == four["matrices"].keys()
     for name in ("baseline", "fp8", "control"):
-        assert one["losses"][name] == pytest.approx(four["losses"][name], rel=0, abs=2e-4)
-        assert len(one["losses"][name]) == STEPS
+        (ones,), (fours,) = one["seeds"], four["seeds"]
+        assert ones[name] == pytest.approx(fours[name], rel=0, abs=2e-4)
+        assert len(ones[name]) == STEPS
     for name, matrix in one["matrices"].items():
         assert 0.9 < matrix["gradient_cosine"] < 1 - 1e-6, "FP8 ran, and points nearly where fp32 does"
         assert 0.005 < matrix["input_error"] < 0.05 and 0.005 < matrix["weight_error"] < 0.05, (
@@ -54,6 +57,19 @@ def test_kept_out_layers_have_equal_gradients(ranks_pool: Any, rows_file: Path, 
     assert result["loss_gap"] == pytest.approx(0, abs=1e-9) and result["verdict"] == "pass"
 
 
+def test_seeds(ranks_pool: Any, rows_file: Path, model: Path, tmp_path: Path) -> None:
+    """Each seed is another order of rows, and the same seed the same run."""
+    three = check(ranks_pool, model, rows_file, tmp_path / "three", "current", 1, seeds=3)
+    last = check(ranks_pool, model, rows_file, tmp_path / "last", "current", 1, f"run.seed={three['seeds'][2]['seed']}")
+    assert [s["seed"] - three["seeds"][0]["seed"] for s in three["seeds"]] == [0, 1, 2]
+    curves = [s["baseline"] for s in three["seeds"]]
+    assert curves[0] != curves[1] != curves[2] and all(s["control"] is None for s in three["seeds"])
+    for name in ("baseline", "fp8"):
+        assert three["seeds"][2][name] == last["seeds"][0][name]
+    gaps = [s["loss_gap"] for s in three["seeds"]]
+    assert three["loss_gap"] == pytest.approx(sum(gaps) / 3) and three["noise"] > 0
+
+
 def test_without_fp8_it_says_so(
     rows_file: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -62,4 +78,9 @@ def test_without_fp8_it_says_so(
     assert "nothing to compare" in capsys.readouterr().err
     assert coalm("fp8-check", "--recipe", "coalm_tiny", "--precision", "fp8_current", "--nproc", "1", *words) == 2
     assert "needs Transformer Engine" in capsys.readouterr().err
+    assert (
+        coalm("fp8-check", "--recipe", "coalm_tiny", "--seeds", "0", "precision.dtype=fp8_emulated_current", *words)
+        == 2
+    )
+    assert "--seeds 0" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
