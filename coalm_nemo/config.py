@@ -87,12 +87,14 @@ class PrecisionSection:
     """Arithmetic of the forward and backward pass."""
 
     dtype: str = "bf16"
-    """fp32 | bf16 | fp8_current | fp8_blockwise | fp8_delayed | fp8_emulated_current | fp8_emulated_blockwise |
-    fp8_emulated_delayed. Master weights, gradients and moments are fp32 with all.
+    """fp32 | bf16 | fp8_current | fp8_blockwise | fp8_delayed | fp8_scaled_mm | fp8_emulated_current |
+    fp8_emulated_blockwise | fp8_emulated_delayed. Master weights, gradients and moments are fp32 with all.
 
     FP8 is Transformer Engine's: matrix products of the layers in e4m3 (gradients e5m2), everything else bf16. Scales are
     the current tensor's (the H100's default), of 128x128 and 1x128 blocks, or from the last steps' largest values.
-    Emulated, the same casts are done in plain torch (models/fp8_emulation.py): on CPU, and on GPUs without FP8."""
+    `fp8_scaled_mm` is the current tensor's through torch's own FP8 product, for GPUs without Transformer Engine
+    (models/fp8_scaled_mm.py). Emulated, the same casts are done in plain torch (models/fp8_emulation.py): on CPU, and on
+    GPUs without FP8."""
     bf16_layers_at_start: int = 0
     """With FP8: this many first layers stay in bf16."""
     bf16_layers_at_end: int = 0
@@ -111,7 +113,18 @@ class PrecisionSection:
     @property
     def fp8(self) -> str:
         """Scaling recipe of Transformer Engine's FP8 ("current", "blockwise", "delayed"), or "" without it."""
-        return self.dtype.removeprefix("fp8_") if self.dtype.startswith("fp8_") and not self.emulated_fp8 else ""
+        own = self.any_fp8 and not self.scaled_mm and not self.emulated_fp8
+        return self.dtype.removeprefix("fp8_") if own else ""
+
+    @property
+    def any_fp8(self) -> bool:
+        """FP8 of any kind."""
+        return self.dtype.startswith("fp8_")
+
+    @property
+    def scaled_mm(self) -> bool:
+        """FP8 through torch's scaled matrix product."""
+        return self.dtype == "fp8_scaled_mm"
 
     @property
     def emulated_fp8(self) -> str:

@@ -22,9 +22,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from coalm_nemo.platform import FP8_CAPABILITY
+
 FOUND, MISSING, BROKEN = "found", "missing", "broken"
 PYTHON_RANGE = ((3, 11), (3, 13))
-FP8_CAPABILITY = (8, 9)
 SMALL_PACKAGES = ("safetensors", "tokenizers", "numpy", "omegaconf", "typer", "rich", "psutil", "pyarrow", "matplotlib")
 INSTALL = "pip install -e . (in the clone), or make demo"
 REQUIRED = ("Python", "torch", "megatron-core", "transformers", "other packages")
@@ -412,10 +413,12 @@ def _gpu_training(here: Ability, found: dict[str, Finding], torch: Torch) -> Abi
 
 
 def _fp8(gpu: Ability, torch: Torch) -> Ability:
-    if not gpu.can:
+    if not torch.gpus:
         return Ability("FP8", False, gpu.why)
     if any(g.capability < FP8_CAPABILITY for g in torch.gpus):
         return Ability("FP8", False, "a GPU's compute capability is below 8.9")
+    if not gpu.can:
+        return Ability("FP8", False, f"{gpu.why}; torch's own: run.layers=torch precision.dtype=fp8_scaled_mm")
     return Ability("FP8", True, "precision.dtype=fp8_current (or fp8_blockwise, fp8_delayed)")
 
 

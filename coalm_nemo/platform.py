@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     import torch
 
 
+FP8_CAPABILITY = (8, 9)
+"""Ada, Hopper and later."""
+
+
 @dataclass(frozen=True)
 class Platform:
     """What differs between a laptop and a cluster."""
@@ -30,15 +34,27 @@ class Platform:
 
     def refuse(self, dtype: str, moments: str = "fp32") -> None:
         """Raises UserError for what this platform has not: without it megatron-core trains on in bf16 and says nothing."""
+        if dtype == "fp8_scaled_mm":
+            self._refuse_without_fp8()
         if self.transformer_engine:
             return
-        if dtype.startswith("fp8") and not dtype.startswith("fp8_emulated"):
+        if dtype.startswith("fp8") and dtype != "fp8_scaled_mm" and not dtype.startswith("fp8_emulated"):
             raise UserError(
                 f"precision.dtype={dtype} needs Transformer Engine on an FP8 GPU (H100 or later), and this run is on "
-                f"{self.name} without it; use bf16 or fp32, or {dtype.replace('fp8_', 'fp8_emulated_')} to study its numerics"
+                f"{self.name} without it; use bf16 or fp32, fp8_scaled_mm for torch's own FP8 product, or "
+                f"{dtype.replace('fp8_', 'fp8_emulated_')} to study its numerics"
             )
         if moments != "fp32":
             raise UserError(f"optimizer.moments={moments} needs Transformer Engine, and this run is on {self.name}")
+
+    def _refuse_without_fp8(self) -> None:
+        import torch
+
+        if self.is_cuda and (found := torch.cuda.get_device_capability()) < FP8_CAPABILITY:
+            raise UserError(
+                f"precision.dtype=fp8_scaled_mm needs a GPU with FP8 (compute capability 8.9), and this one's is "
+                f"{found[0]}.{found[1]}; use bf16, or fp8_emulated_current to study its numerics"
+            )
 
     def device(self, local_rank: int) -> torch.device:
         """The device of this process. A launcher may show each rank all GPUs of the node, or its own one alone."""
@@ -83,6 +99,7 @@ def choose_platform(asked: str, layers: str = "auto") -> Platform:
     if importlib.util.find_spec("transformer_engine") is None:
         raise UserError(
             "a GPU is there but Transformer Engine is not: pip install 'coalm_nemo[te]' or use the NGC container; "
-            "run.layers=torch trains on the GPU with plain torch layers (slower, no FP8), run.platform=cpu without the GPU"
+            "run.layers=torch trains on the GPU with plain torch layers (slower; FP8 with "
+            "precision.dtype=fp8_scaled_mm), run.platform=cpu without the GPU"
         )
     return Platform("cuda", "nccl", transformer_engine=True)

@@ -39,7 +39,7 @@ def check_speed(run: RunConfig) -> None:
 
 def _needs(run: RunConfig) -> Iterator[tuple[str, str]]:
     """(switch, what it lacks)."""
-    low = run.precision.weights == "bfloat16" and not run.precision.emulated_fp8
+    low = run.precision.dtype == "bf16" or run.precision.fp8
     if overlaps_tensor(run):
         yield from (("tensor_overlap", need) for need in _tensor_overlap_needs(run))
     if run.speed.gradient_fusion and run.lora.rank:
@@ -68,8 +68,8 @@ def _tensor_overlap_needs(run: RunConfig) -> Iterator[str]:
         yield "lora.rank=0 (adapters take their input from the communication that it hides)"
     if run.precision.fp8 == "blockwise":
         yield "another precision.dtype than fp8_blockwise (Transformer Engine's buffers cannot carry its scales)"
-    if run.precision.emulated_fp8 or run.precision.weights == "float32":
-        yield f"bf16 or FP8, and precision.dtype is {run.precision.dtype}"
+    if run.precision.dtype != "bf16" and not run.precision.fp8:
+        yield f"bf16 or Transformer Engine's FP8, and precision.dtype is {run.precision.dtype}"
 
 
 def _graph_needs(run: RunConfig) -> Iterator[str]:

@@ -21,6 +21,7 @@ CHOICES = {
         "fp8_current",
         "fp8_blockwise",
         "fp8_delayed",
+        "fp8_scaled_mm",
         "fp8_emulated_current",
         "fp8_emulated_blockwise",
         "fp8_emulated_delayed",
@@ -88,6 +89,7 @@ def check_run(run: RunConfig, llama: LlamaConfig, world_size: int) -> Layout:
     _check_values(run)
     _check_model(run, llama)
     _check_blocks(run, llama)
+    _check_scaled_mm(run, llama)
     _check_pipeline(run, llama)
     data_parallel = _data_parallel(run, world_size)
     micro_batches = _micro_batches(run, data_parallel)
@@ -152,9 +154,12 @@ def _check_fp8(run: RunConfig) -> None:
     bf16_layers = precision.bf16_layers_at_start or precision.bf16_layers_at_end
     if min(precision.bf16_layers_at_start, precision.bf16_layers_at_end) < 0:
         raise UserError("precision.bf16_layers_at_start and bf16_layers_at_end must not be negative")
-    either = precision.fp8 or precision.emulated_fp8
-    if (bf16_layers and not either) or (precision.fp8_params and not precision.fp8):
-        raise UserError(f"precision.bf16_layers_* and fp8_params go with FP8, and precision.dtype is {precision.dtype}")
+    if bf16_layers and not precision.any_fp8:
+        raise UserError(f"precision.bf16_layers_* go with FP8, and precision.dtype is {precision.dtype}")
+    if precision.fp8_params and not precision.fp8:
+        raise UserError(
+            f"precision.fp8_params goes with Transformer Engine's FP8, and precision.dtype is {precision.dtype}"
+        )
     if precision.fp8 == "delayed" and bf16_layers:
         raise UserError("precision.bf16_layers_* cannot go with fp8_delayed in megatron-core; use fp8_current")
     if run.optimizer.moments == "bf16" and not run.parallel.distributed_optimizer:
@@ -163,7 +168,7 @@ def _check_fp8(run: RunConfig) -> None:
         raise UserError("precision.gradients=bf16 goes with bf16 or FP8, and the weights are fp32")
     if precision.fp8_params and not run.parallel.distributed_optimizer:
         raise UserError("precision.fp8_params needs parallel.distributed_optimizer=true")
-    if either and run.train.seq_len_tokens % FP8_TOKENS:
+    if precision.any_fp8 and run.train.seq_len_tokens % FP8_TOKENS:
         raise UserError(
             f"train.seq_len_tokens={run.train.seq_len_tokens}: FP8 products want a multiple of {FP8_TOKENS}"
         )
@@ -188,6 +193,20 @@ def _check_blocks(run: RunConfig, llama: LlamaConfig) -> None:
             )
 
 
+def _check_scaled_mm(run: RunConfig, llama: LlamaConfig) -> None:
+    """torch's product wants multiples of 16 on every side."""
+    tensor, size = run.parallel.tensor, llama.head_dim
+    sides = {
+        "hidden_size": llama.hidden_size,
+        "query features a rank": llama.num_heads * size // tensor,
+        "query, key and value features a rank": (llama.num_heads + 2 * llama.num_kv_heads) * size // tensor,
+        "intermediate features a rank": llama.ffn_size // tensor,
+    }
+    for name, width in sides.items():
+        if run.precision.scaled_mm and width % FP8_TOKENS:
+            raise UserError(f"precision.dtype=fp8_scaled_mm wants multiples of {FP8_TOKENS}; {name}: {width}")
+
+
 def _check_lora(run: RunConfig) -> None:
     lora = run.lora
     if lora.rank < 0:
@@ -198,7 +217,7 @@ def _check_lora(run: RunConfig) -> None:
         raise UserError("lora.base, lora.dropout and lora.start_from go with adapters; set lora.rank")
     if not 0 <= lora.dropout < 1:
         raise UserError(f"lora.dropout is {lora.dropout}; it must be at least 0 and below 1")
-    if lora.base == "nf4" and (run.precision.fp8 or run.precision.emulated_fp8):
+    if lora.base == "nf4" and run.precision.any_fp8:
         raise UserError(f"lora.base=nf4 goes with bf16 or fp32, and precision.dtype is {run.precision.dtype}")
     unknown = [t for t in lora.targets if t not in LORA_TARGETS]
     if unknown or not lora.targets or len(set(lora.targets)) < len(lora.targets):
@@ -279,7 +298,7 @@ def _micro_batches(run: RunConfig, data_parallel: int) -> int:
 def _sequence_multiple(run: RunConfig, sequence_parallel: bool) -> int:
     parallel = run.parallel
     multiple = (2 * parallel.context if parallel.context > 1 else 1) * (parallel.tensor if sequence_parallel else 1)
-    if run.precision.dtype.startswith("fp8"):  # and the same padding, which is scaled with the rest, on every layout
+    if run.precision.any_fp8:  # and the same padding, which is scaled with the rest, on every layout
         multiple = math.lcm(multiple, FP8_TOKENS)
     if run.speed.cuda_graphs:  # a recorded layer has one shape
         multiple = math.lcm(multiple, run.train.seq_len_tokens)

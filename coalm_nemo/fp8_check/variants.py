@@ -38,10 +38,10 @@ def make_variants(run: RunConfig, steps: int, baseline: str, control: bool) -> V
 
     The baseline is bf16, or fp32 where emulated FP8 keeps fp32 between its products: what differs is FP8 alone.
     """
-    if not run.precision.fp8 and not run.precision.emulated_fp8:
+    if not run.precision.any_fp8:
         raise UserError(
             f"precision.dtype is {run.precision.dtype}, and there is nothing to compare; give --precision fp8_current "
-            "(or fp8_emulated_current, without Transformer Engine)"
+            "(without Transformer Engine fp8_scaled_mm or fp8_emulated_current)"
         )
     if steps < 1:
         raise UserError(f"--steps {steps}: at least one step is needed")

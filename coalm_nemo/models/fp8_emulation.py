@@ -249,13 +249,17 @@ def _weight_gradient(ctx: Any, dy: Tensor, quantised: Quantised) -> Tensor:
     return product(ctx.scaling.along_tokens(dy, quantised), ctx.x, "rows")
 
 
-def emulate_fp8(model: Any, precision: PrecisionSection, num_layers: int) -> None:
-    """Put the emulation into the layers of `model` (a pipeline chunk), but for those that `precision` keeps out."""
+def linears_in_fp8(model: Any, precision: PrecisionSection, num_layers: int) -> list[Any]:
+    """The linear layers of `model` (a pipeline chunk), but for those that `precision` keeps out."""
     first, last = precision.bf16_layers_at_start + 1, num_layers - precision.bf16_layers_at_end
-    for layer in model.decoder.layers:
-        if first <= layer.layer_number <= last:
-            for path in LINEARS:
-                _replace_product(layer.get_submodule(path), precision)
+    inside = [layer for layer in model.decoder.layers if first <= layer.layer_number <= last]
+    return [layer.get_submodule(path) for layer in inside for path in LINEARS]
+
+
+def emulate_fp8(model: Any, precision: PrecisionSection, num_layers: int) -> None:
+    """Put the emulation into the layers of `model` (a pipeline chunk)."""
+    for linear in linears_in_fp8(model, precision, num_layers):
+        _replace_product(linear, precision)
 
 
 def _scaling(linear: Any, precision: PrecisionSection) -> Scaling:

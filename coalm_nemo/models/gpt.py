@@ -194,7 +194,10 @@ def _final_norm(platform: Platform) -> Any:
 
 def build_chunks(llama: LlamaConfig, run: RunConfig, platform: Platform) -> list[LlamaModel]:
     """This rank's model chunks, on its device, weights not loaded yet. Needs megatron's process groups."""
-    if run.precision.emulated_fp8 or run.lora.base == "nf4":  # they go into megatron-core's own linear layers
+    precision = run.precision
+    if (
+        precision.emulated_fp8 or precision.scaled_mm or run.lora.base == "nf4"
+    ):  # they go into megatron-core's own linear layers
         platform = replace(platform, transformer_engine=False)
     config = transformer_config(llama, run, platform)
     if run.lora.base == "nf4":  # weights are neither drawn nor touched before they are loaded, a layer at a time
@@ -232,6 +235,10 @@ def _build_chunk(
         from coalm_nemo.models.fp8_emulation import emulate_fp8
 
         emulate_fp8(model, run.precision, llama.num_layers)
+    if run.precision.scaled_mm:
+        from coalm_nemo.models.fp8_scaled_mm import use_scaled_mm
+
+        use_scaled_mm(model, run.precision, llama.num_layers)
     if run.lora.rank:
         from coalm_nemo.models.lora import add_adapters
 

@@ -120,8 +120,10 @@ def refuse_impossible(run: RunConfig, llama: LlamaConfig) -> None:
             raise UserError(f"{key}={_value(run, key)} has no counterpart in NeMo 2.7: {why}; leave it at its default")
     if run.run.platform == "cpu":
         raise UserError("run.platform=cpu: NeMo 2.7 trains on GPUs only; `coalm train` runs on CPUs")
-    if run.precision.emulated_fp8:
-        raise UserError(f"precision.dtype={run.precision.dtype}: NeMo has no emulated FP8; use `coalm train`")
+    if run.precision.any_fp8 and not run.precision.fp8:
+        raise UserError(
+            f"precision.dtype={run.precision.dtype}: NeMo has Transformer Engine's FP8 only; use `coalm train`"
+        )
     if run.model.init != "pretrained":
         raise UserError(f"model.init={run.model.init}: NeMo would draw other weights than ours; use `coalm train`")
     if run.data.packing and run.parallel.context > 1:

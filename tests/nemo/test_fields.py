@@ -35,7 +35,7 @@ def test_no_recipe_asks_in_vain(name: str) -> None:
     ("word", "told"),
     [
         ("run.platform=cpu", "GPUs only"),
-        ("precision.dtype=fp8_emulated_current", "no emulated FP8"),
+        ("precision.dtype=fp8_emulated_current", "FP8 only"),
         ("precision.emulation_weights=bf16", "no emulated FP8"),
         ("model.init=random", "other weights"),
         ("checkpoint.milestone_interval_steps=100", "newest checkpoints"),
