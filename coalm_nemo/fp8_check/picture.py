@@ -40,7 +40,7 @@ def _losses(axes: Any, result: dict[str, Any]) -> None:
     window = max(1, result["steps"] // SMOOTHED_PART)
     for name, colour in (("baseline", "tab:blue"), ("fp8", "tab:orange")):
         for number, seed in enumerate(result["seeds"]):
-            losses = seed[name]
+            losses = seed[name]["losses"]
             steps = range(1, len(losses) + 1)
             axes.plot(steps, losses, color=colour, alpha=0.25, linewidth=0.7)
             label = None if number else result[name]
@@ -68,14 +68,14 @@ def _gap(axes: Any, result: dict[str, Any]) -> None:
             axes.plot(range(1, len(control) + 1), control, color="tab:gray", label="control (noise)")
     for side in (-1, 1):
         axes.axhline(side * 100 * result["tolerance"], color="tab:red", linestyle=":", linewidth=1)
-    axes.set(title="loss against the baseline's (dotted: allowed)", xlabel="step", ylabel="%")
+    axes.set(title="loss while training, against the baseline's (dotted: allowed after it)", xlabel="step", ylabel="%")
     axes.legend()
 
 
 def _gap_curve(seed: dict[str, Any], name: str, steps: int) -> list[float]:
     """Percent that the smoothed loss is above the baseline's, step by step."""
     window = max(1, steps // SMOOTHED_PART)
-    pairs = zip(_smooth(seed[name], window), _smooth(seed["baseline"], window), strict=False)
+    pairs = zip(_smooth(seed[name]["losses"], window), _smooth(seed["baseline"]["losses"], window), strict=False)
     return [100 * (a / b - 1) for a, b in pairs]
 
 

@@ -1,10 +1,10 @@
-"""Curves and probe -> a verdict, a table, JSON and a picture."""
+"""Runs and probe -> a verdict, a table, JSON and a picture."""
 
 from __future__ import annotations
 
 import json
 import statistics
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,27 +14,40 @@ if TYPE_CHECKING:
     from coalm_nemo.fp8_check.probe import Probe
 
 COMPARED_PART = 4
-"""The last quarter of the steps is compared: its mean is less noisy than a step's loss."""
+"""Trained weights are measured on the last quarter's rows: the loss of a step is noisier, and of other weights each time."""
 LOW_COSINE = 0.95
 """A matrix whose FP8 gradient points elsewhere than this is named."""
 
 
 @dataclass(frozen=True)
-class Curves:
-    """Loss of every step of one seed's runs; shorter than the others where a loss was not finite."""
+class Trained:
+    """One run."""
 
-    baseline: list[float]
-    fp8: list[float]
-    control: list[float] | None = None
+    losses: list[float]
+    """Of every step; shorter than asked for where one was not finite."""
+    after: float | None
+    """Loss of the trained weights, in the run's own precision, on the last quarter's rows; None where it did not end."""
+
+
+@dataclass(frozen=True)
+class Runs:
+    """The runs of one seed."""
+
+    baseline: Trained
+    fp8: Trained
+    control: Trained | None = None
     seed: int = 0
 
-    def gap(self, other: list[float] | None) -> float | None:
-        """How much higher the other's mean loss over the last quarter is, relative; None where it did not get there."""
-        steps = len(self.baseline)
-        if not other or len(other) < steps:
+    def gap(self, other: Trained | None) -> float | None:
+        """How much higher the other's loss is after training, relative; None where it did not get there."""
+        if other is None or other.after is None or self.baseline.after is None:
             return None
-        last = max(1, steps // COMPARED_PART)
-        return sum(other[-last:]) / sum(self.baseline[-last:]) - 1
+        return other.after / self.baseline.after - 1
+
+
+def rows_measured(steps: int) -> range:
+    """The steps whose batches the trained weights are measured on."""
+    return range(steps - max(1, steps // COMPARED_PART), steps)
 
 
 @dataclass(frozen=True)
@@ -62,9 +75,9 @@ class Gap:
         return f"{self.mean:+.2%}{error}"
 
 
-def measure_gap(pairs: list[Curves]) -> Gap | None:
+def measure_gap(pairs: list[Runs]) -> Gap | None:
     """None where an FP8 run did not get to its end."""
-    gaps = [curves.gap(curves.fp8) for curves in pairs]
+    gaps = [runs.gap(runs.fp8) for runs in pairs]
     found = [g for g in gaps if g is not None]
     if len(found) < len(pairs):
         return None
@@ -73,7 +86,7 @@ def measure_gap(pairs: list[Curves]) -> Gap | None:
     return Gap(statistics.mean(found), statistics.stdev(found) / len(found) ** 0.5, len(found))
 
 
-def judge(pairs: list[Curves], tolerance: float) -> Verdict:
+def judge(pairs: list[Runs], tolerance: float) -> Verdict:
     """Pass where FP8's loss is within `tolerance` of the baseline's, or below it; `pairs`: one a seed.
 
     A gap above it that noise makes as well (a change of a thousandth in the learning rate; with several seeds, twice
@@ -81,10 +94,10 @@ def judge(pairs: list[Curves], tolerance: float) -> Verdict:
     """
     gap = measure_gap(pairs)
     if gap is None:
-        lost = next(curves for curves in pairs if curves.gap(curves.fp8) is None)
+        lost = next(runs for runs in pairs if runs.gap(runs.fp8) is None)
         where = f" (seed {lost.seed})" if len(pairs) > 1 else ""
-        return Verdict(False, "fail", f"the FP8 loss was not finite at step {len(lost.fp8) + 1}{where}")
-    said = f"the FP8 loss is {gap} from the baseline's over the last {1 / COMPARED_PART:.0%} of the steps"
+        return Verdict(False, "fail", f"the FP8 loss was not finite at step {len(lost.fp8.losses) + 1}{where}")
+    said = f"after training the FP8 loss is {gap} from the baseline's"
     if gap.mean <= tolerance:
         return Verdict(True, "pass", f"{said}; {tolerance:.2%} is allowed")
     if gap.noise is not None and abs(gap.noise) >= abs(gap.mean) / 2:
@@ -96,7 +109,7 @@ def judge(pairs: list[Curves], tolerance: float) -> Verdict:
     return Verdict(False, "fail", f"{said}; {tolerance:.2%} is allowed")
 
 
-def write_result(variants: Variants, pairs: list[Curves], found: Probe, out: Path, tolerance: float) -> int:
+def write_result(variants: Variants, pairs: list[Runs], found: Probe, out: Path, tolerance: float) -> int:
     """fp8_check.json and fp8_check.png in `out`, the table on the screen; the exit code."""
     from coalm_nemo.fp8_check.picture import draw
 
@@ -110,7 +123,7 @@ def write_result(variants: Variants, pairs: list[Curves], found: Probe, out: Pat
         "loss_gap": gap.mean if gap else None,
         "noise": gap.noise if gap else None,
         "tolerance": tolerance,
-        "seeds": [vars(curves) | {"loss_gap": curves.gap(curves.fp8)} for curves in pairs],
+        "seeds": [asdict(runs) | {"loss_gap": runs.gap(runs.fp8)} for runs in pairs],
         "matrices": by_matrix(found),
     }
     out.mkdir(parents=True, exist_ok=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -13,7 +15,7 @@ from coalm_nemo.config import RunConfig
 from coalm_nemo.data.batch import Shape
 from coalm_nemo.fp8_check.probe import Probe, gather, probe
 from coalm_nemo.fp8_check.variants import Variants
-from coalm_nemo.fp8_check.verdict import Curves, write_result
+from coalm_nemo.fp8_check.verdict import Runs, Trained, rows_measured, write_result
 from coalm_nemo.models.llama import LlamaConfig
 from coalm_nemo.platform import Platform, choose_platform
 from coalm_nemo.training.feed import Feed
@@ -21,6 +23,9 @@ from coalm_nemo.training.prepare import Prepared, prepare, read_llama
 from coalm_nemo.training.ranks import Ranks, first_rank_does, meet, ranks_from_environment
 from coalm_nemo.training.worker import one_thread_a_rank, open_rows, quiet_libraries, report_user_errors
 from coalm_nemo.validate import Layout, check_run
+
+if TYPE_CHECKING:
+    from coalm_nemo.training.setup import Trainee
 
 
 @dataclass(frozen=True)
@@ -72,15 +77,15 @@ def _check(variants: Variants, ranks: Ranks, out: Path, tolerance: float, seeds:
         stop_process_groups()
 
 
-def _pair(variants: Variants, place: Place) -> Curves:
+def _pair(variants: Variants, place: Place) -> Runs:
     seed = variants.fp8.run.seed
     if place.ranks.first:
         print(f"seed {seed}", flush=True)
-    return Curves(**{name: _losses(run, place, name) for name, run in variants.named().items()}, seed=seed)
+    return Runs(**{name: _train(run, place, name) for name, run in variants.named().items()}, seed=seed)
 
 
-def _losses(run: RunConfig, place: Place, name: str) -> list[float]:
-    """Loss of every step. A loss that is not finite ends the curve."""
+def _train(run: RunConfig, place: Place, name: str) -> Trained:
+    """A loss that is not finite ends the run."""
     from coalm_nemo.training.calibration import calibrate, wants_calibration
     from coalm_nemo.training.checkpointing import load_model_state
     from coalm_nemo.training.setup import build_trainee, seed_everything
@@ -103,9 +108,22 @@ def _losses(run: RunConfig, place: Place, name: str) -> list[float]:
         losses.append(result.loss)
         if place.ranks.first and (step + 1) % max(1, run.train.steps // 10) == 0:
             print(f"{name:9} step {step + 1:>5}  loss {result.loss:.5f}", flush=True)
+    after = _after(trainee, feed, place) if len(losses) == run.train.steps else None
     del trainee
     gc.collect()
-    return losses
+    return Trained(losses, after)
+
+
+def _after(trainee: Trainee, feed: Feed, place: Place) -> float | None:
+    """Mean loss of the trained weights over the supervised tokens of the last steps' rows; None if it is not finite."""
+    from coalm_nemo.training.step import evaluate
+
+    total, tokens = 0.0, 0
+    for step in rows_measured(feed.run.train.steps):
+        batch = feed.global_batch(step * feed.run.batch.global_size, None)
+        loss, count = evaluate(trainee, feed.micro_batches(batch, place.device), batch.length, place.device)
+        total, tokens = total + loss, tokens + count
+    return total / max(tokens, 1) if math.isfinite(total) else None
 
 
 def _probe(variants: Variants, place: Place) -> Probe:
