@@ -14,8 +14,10 @@ from coalm_nemo.platform import Platform
 from coalm_nemo.speed import FUSION_KERNEL
 from recipes import load_recipe
 
-FULL_PRECISIONS = ("bf16", "fp8_current", "fp8_blockwise", "fp8_delayed")
-LORA_PRECISIONS = ("bf16", "fp8_current")
+ENGINE_FP8 = ("fp8_current", "fp8_blockwise", "fp8_delayed")
+"""Transformer Engine's."""
+TORCH_FP8 = "fp8_scaled_mm"
+"""Measured where Transformer Engine is missing."""
 LENGTHS = (4096, 8192)
 SLICE_VOCABULARY = 16384
 """70B and 405B without their large tables, which would leave one GPU no room for layers: as a middle stage has none."""
@@ -44,24 +46,26 @@ class Case:
         return f"{self.shape} {self.task} {self.precision} {self.seq_len_tokens}{split}"
 
 
-def speed_parts(gpus: int) -> dict[str, list[Case]]:
-    """Cases by part, each part under ten minutes."""
-    parts = {f"{shape}-{n}": list(_slices(shape, n)) for shape in SHAPES for n in LENGTHS}
+def speed_parts(gpus: int, engine: bool) -> dict[str, list[Case]]:
+    """Cases by part, each part under ten minutes; `engine`: whether Transformer Engine is there."""
+    parts = {f"{shape}-{n}": list(_slices(shape, n, engine)) for shape in SHAPES for n in LENGTHS}
     if gpus > 1:
         size = max(t for t in (2, 4, 8) if t <= gpus)
-        kinds = [(precision, on) for precision in ("bf16", "fp8_current") for on in (False, True)]
+        fastest, ways = ("fp8_current", (False, True)) if engine else (TORCH_FP8, (False,))
+        kinds = [(precision, on) for precision in ("bf16", fastest) for on in ways]
         parts["tensor"] = [Case("8b", "full", precision, LENGTHS[0], size, on) for precision, on in kinds]
     return parts
 
 
-def _slices(shape: str, seq_len_tokens: int) -> Iterator[Case]:
-    for task, precisions in (("full", FULL_PRECISIONS), ("lora", LORA_PRECISIONS)):
+def _slices(shape: str, seq_len_tokens: int, engine: bool) -> Iterator[Case]:
+    full = ("bf16", *ENGINE_FP8) if engine else ("bf16", TORCH_FP8)
+    for task, precisions in (("full", full), ("lora", full[:2])):
         yield from (Case(shape, task, precision, seq_len_tokens) for precision in precisions)
 
 
 SMOKE = {
     "tiny-64": [Case("tiny", "full", "bf16", 64), Case("tiny", "full", "fp8_emulated_current", 64)],
-    "tiny-128": [Case("tiny", "lora", "bf16", 128)],
+    "tiny-128": [Case("tiny", "lora", "bf16", 128), Case("tiny", "full", TORCH_FP8, 128)],
     "tensor": [Case("tiny", "full", "bf16", 64, tensor=2)],
 }
 """The same code on a CPU in seconds."""

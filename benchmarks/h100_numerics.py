@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from coalm_nemo.config import RunConfig
+from coalm_nemo.errors import UserError
 from coalm_nemo.platform import Platform
 
 SMALL = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 4, "num_attention_heads": 8}
@@ -42,6 +43,7 @@ FP32 = Variant("torch", "fp32", 1e-5, 0.999999)
 BF16 = Variant("torch", "bf16", 5e-3, 0.99)
 EMULATED = Variant("torch", "fp8_emulated_current", 1e-2, 0.6)
 """Weights as wide as these make the gradients of the first casts drift: emulated, FP8's cosine is 0.75 to 0.77."""
+SCALED = Variant("torch", "fp8_scaled_mm", 1e-2, 0.6)
 ENGINE = (
     Variant("transformer_engine", "bf16", 5e-3, 0.99),
     Variant("transformer_engine", "fp8_current", 1e-2, 0.6),
@@ -80,12 +82,27 @@ def check(platform: Platform, out: Path, *, smoke: bool) -> list[dict[str, Any]]
         batch = feed.global_batch(0, None)
         micro = feed.micro_batches(batch, device)
         truth = transformers_loss(hf, [rows.row(r)[0] for r in batch.rows], device)
-        variants = [FP32, BF16, *([EMULATED] if smoke else []), *(ENGINE if platform.transformer_engine else ())]
+        variants = [
+            FP32,
+            BF16,
+            *([EMULATED] if smoke else []),
+            *([SCALED] if has_fp8(platform) else []),
+            *(ENGINE if platform.transformer_engine else ()),
+        ]
         computed = {v: _compute(llama, v, platform, base, micro, length) for v in variants}
     finally:
         stop_process_groups()
     missing = [] if platform.transformer_engine else [_missing(v) for v in ENGINE]
     return [_row(v, *computed[v], truth, computed[FP32][1]) for v in variants] + missing
+
+
+def has_fp8(platform: Platform) -> bool:
+    """Whether torch's scaled product runs here: on CPUs it does."""
+    try:
+        platform.refuse(SCALED.precision)
+    except UserError:
+        return False
+    return True
 
 
 def _run(variant: Variant, length: int) -> RunConfig:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.h100_cases import WARM_UP_STEPS, Case, make_run, make_slice
+from benchmarks.h100_cases import ENGINE_FP8, WARM_UP_STEPS, Case, make_run, make_slice
 from coalm_nemo.config import RunConfig
 from coalm_nemo.models.llama import LlamaConfig
 from coalm_nemo.platform import Platform
@@ -30,9 +30,7 @@ def measure(case: Case, platform: Platform, out: Path) -> dict[str, Any]:
     from coalm_nemo.planning.hardware import gpu_of_device
     from coalm_nemo.training.launch import launch
 
-    if "fp8" in case.precision and "emulated" not in case.precision and not platform.transformer_engine:
-        return _row(case, not_measured="needs Transformer Engine")
-    if case.overlap and not platform.transformer_engine:
+    if (case.precision in ENGINE_FP8 or case.overlap) and not platform.transformer_engine:
         return _row(case, not_measured="needs Transformer Engine")
     run = make_run(case, platform)
     known = gpu_of_device(torch.cuda.get_device_name(0)) if platform.is_cuda else None

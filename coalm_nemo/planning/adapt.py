@@ -15,7 +15,7 @@ from coalm_nemo.planning.hardware import GIB
 from coalm_nemo.planning.page import nothing_fits
 from coalm_nemo.planning.search import search
 
-PRECISIONS = ("bf16", "fp8_current", "fp8_blockwise", "fp8_delayed")
+PRECISIONS = ("bf16", "fp8_current", "fp8_blockwise", "fp8_delayed", "fp8_scaled_mm")
 """What the planner has peaks for; it counts every kind of FP8 as current scaling."""
 
 

@@ -21,7 +21,9 @@ from coalm_nemo.validate import check_run
 ROOT = Path(__file__).parents[2]
 CPU = Platform("cpu", "gloo", transformer_engine=False)
 GPU = Platform("cuda", "nccl", transformer_engine=True)
-CASES = [case for part in speed_parts(8).values() for case in part]
+CASES = [case for part in speed_parts(8, engine=True).values() for case in part]
+PLAIN_GPU = replace(GPU, transformer_engine=False)
+PLAIN_CASES = [case for part in speed_parts(8, engine=False).values() for case in part]
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
@@ -37,10 +39,14 @@ def test_without_a_gpu_it_says_so() -> None:
     assert done.stderr.splitlines()[-1].startswith("h100: torch sees no GPU") and "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_every_case_is_a_run_that_fits(case: Case) -> None:
+@pytest.mark.parametrize(
+    ("case", "platform"),
+    [*((c, GPU) for c in CASES), *((c, PLAIN_GPU) for c in PLAIN_CASES)],
+    ids=lambda value: value.name if isinstance(value, Case) else str(value.transformer_engine),
+)
+def test_every_case_is_a_run_that_fits(case: Case, platform: Platform) -> None:
     """What is asked of the GPU is legal, and by the planner it fits with one layer at least and one more would not."""
-    run = make_run(case, GPU)
+    run = make_run(case, platform)
     llama = make_slice(case, run, "h100-80gb")
     assert llama is not None and llama.num_layers >= 1
     check_run(run, llama, case.tensor)
@@ -50,10 +56,11 @@ def test_every_case_is_a_run_that_fits(case: Case) -> None:
 
 
 def test_a_part_has_time_for_its_cases() -> None:
-    assert max(map(len, speed_parts(8).values())) * h100.CASE_S <= h100.PART_LIMIT_S <= 600
-    assert "tensor" not in speed_parts(1)
+    assert max(map(len, speed_parts(8, engine=True).values())) * h100.CASE_S <= h100.PART_LIMIT_S <= 600
+    assert "tensor" not in speed_parts(1, engine=True)
     assert {c.shape for c in CASES} == {"8b", "70b", "405b"} and {c.task for c in CASES} == {"full", "lora"}
     assert {c.precision for c in CASES} == {"bf16", "fp8_current", "fp8_blockwise", "fp8_delayed"}
+    assert {c.precision for c in PLAIN_CASES} == {"bf16", "fp8_scaled_mm"}, "named as torch's own"
 
 
 def test_a_table_without_results_says_not_measured() -> None:
@@ -81,9 +88,9 @@ def test_a_command_that_crashes_or_hangs_is_told(tmp_path: Path) -> None:
 def test_a_case_measures_speed_in_its_own_process(tmp_path: Path) -> None:
     """Also with Transformer Engine missing: its cases say so, and are not silently something else."""
     assert SMOKE["tiny-128"][0].task == "lora"
-    (row,) = h100.measure_cases(SMOKE["tiny-128"], tmp_path, smoke=True)
-    assert row["finite"] and row["tokens_per_s_per_gpu"] > 0 and row["tflops_full"] > row["tflops_causal"] > 0
-    assert (row["layers"], row["layers_from"]) == (TINY.num_layers, "torch")
+    for row in h100.measure_cases(SMOKE["tiny-128"], tmp_path, smoke=True):
+        assert row["finite"] and row["tokens_per_s_per_gpu"] > 0 and row["tflops_full"] > row["tflops_causal"] > 0
+        assert (row["layers"], row["layers_from"]) == (TINY.num_layers, "torch")
     (fp8,) = h100.measure_cases([Case("tiny", "full", "fp8_current", 64)], tmp_path, smoke=True)
     assert fp8["not_measured"] == "needs Transformer Engine"
 
@@ -110,7 +117,8 @@ def test_numerics_pass_and_can_fail(broken: bool, tmp_path: Path, ranks_pool: An
     rows = {r["variant"]: r for r in json.loads((tmp_path / "rows.json").read_text())}
     assert all("not_measured" in r for name, r in rows.items() if name.startswith("transformer_engine"))
     assert rows["torch fp32"]["passed"] is not broken
-    assert rows["torch bf16"]["passed"] is not broken and rows["torch fp8_emulated_current"]["passed"] is not broken
+    for precision in ("bf16", "fp8_emulated_current", "fp8_scaled_mm"):
+        assert rows[f"torch {precision}"]["passed"] is not broken
 
 
 @pytest.mark.slow
@@ -121,7 +129,8 @@ def test_smoke_end_to_end(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
     known = json.loads((tmp_path / "results.json").read_text())
     assert known["smoke"] and set(known["parts"]) == {"gates", "tensor"}
-    assert known["parts"]["gates"][0]["verdict"] in ("pass", "fail")
+    assert [g["gate"] for g in known["parts"]["gates"]] == ["fp8_emulated_current", "fp8_scaled_mm"]
+    assert all(g["verdict"] in ("pass", "within noise", "fail") for g in known["parts"]["gates"])
     assert known["parts"]["tensor"][0]["tokens_per_s_per_gpu"] > 0
     text = (tmp_path / "table.md").read_text()
     assert text.startswith("A smoke run") and "tiny full bf16 64 TP2" in text
@@ -129,8 +138,9 @@ def test_smoke_end_to_end(tmp_path: Path) -> None:
 
 @pytest.mark.gpu
 @NO_GPU
-def test_a_slice_on_a_gpu(tmp_path: Path) -> None:
-    (row,) = h100.measure_cases([Case("8b", "full", "bf16", 4096)], tmp_path, smoke=False)
+@pytest.mark.parametrize("precision", ["bf16", "fp8_scaled_mm"])
+def test_a_slice_on_a_gpu(precision: str, tmp_path: Path) -> None:
+    (row,) = h100.measure_cases([Case("8b", "full", precision, 4096)], tmp_path, smoke=False)
     assert row["finite"] and row["tflops_causal"] > 1 and row["memory_bytes"] > 2**30
 
 

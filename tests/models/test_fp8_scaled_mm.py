@@ -39,7 +39,17 @@ def gradients(
 @settings(max_examples=40, deadline=None)
 @given(SIDES, SIDES, SIDES, st.sampled_from([1e-12, 1e-3, 1.0, 1e4]), st.booleans(), st.integers(0, 9))
 def test_as_the_emulation(tokens: int, inner: int, outer: int, spread: float, fp8_dw: bool, seed: int) -> None:
-    x, weight, dy = operands(tokens, inner, outer, spread, seed)
+    agree(*operands(tokens, inner, outer, spread, seed), fp8_dw)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("fp8_dw", [False, True])
+def test_as_the_emulation_on_a_gpu(fp8_dw: bool) -> None:
+    agree(*(t.cuda() for t in operands(256, 512, 384, 1.0, 0)), fp8_dw)
+
+
+def agree(x: Tensor, weight: Tensor, dy: Tensor, fp8_dw: bool) -> None:
     ours = gradients(ScaledLinear, x, weight, dy, fp8_dw)
     exact = gradients(EmulatedLinear, x.double(), weight, dy.double(), CurrentScaling(None), fp8_dw)
     for got, wanted in zip(ours, exact, strict=True):
