@@ -152,7 +152,7 @@ def _defaults() -> RunConfig:
     """What a plan without a recipe assumes."""
     run = RunConfig()
     run.precision.dtype, run.batch.global_size, run.train.seq_len_tokens = "fp8", 64, 4096
-    run.data.packing = True
+    run.data.packing = run.speed.tensor_overlap = True
     return run
 
 
@@ -200,6 +200,7 @@ def layout_of(run: RunConfig) -> Layout:
         fp8_weight_gradients=run.precision.fp8_weight_gradients,
         overlap_grad_reduce=parallel.overlap_grad_reduce,
         overlap_param_gather=parallel.overlap_param_gather,
+        tensor_overlap=run.speed.tensor_overlap,
     )
 
 

@@ -33,6 +33,7 @@ PARTS = {
     "activations": "activations",
     "logits": "logits",
     "work": "work",
+    "overlap": "TP overlap",
     "nccl": "NCCL",
     "fragmentation": "fragmentation",
     "cuda": "CUDA",

@@ -113,6 +113,8 @@ class Layout:
     """Gradients are reduced beside the backward pass; False: after it."""
     overlap_param_gather: bool = True
     """Parameters are gathered beside the forward pass; False: before it."""
+    tensor_overlap: bool = True
+    """Tensor parallelism's communication beside the products, which takes buffers; takes effect where there is any."""
 
     @property
     def model_ranks(self) -> int:

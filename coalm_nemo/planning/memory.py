@@ -26,6 +26,9 @@ NCCL_A_GROUP = 0.3 * GIB
 """Channel buffers of one kind of communicator with NVLS off. Assumed."""
 FRAGMENTATION = 0.02
 """Of what is allocated, lost between blocks with `expandable_segments:True`. Assumed."""
+GATHERING, SCATTERING = 8, 4
+"""Buffers of a layer that gather, in its own precision, and that scatter, in BF16: Transformer Engine's
+pytorch/module/base.py, `initialize_ub`. Allocated beside torch's allocator."""
 LOGIT_BYTES = 10
 """A logit in BF16, in FP32, and its FP32 exponential, which the vocabulary-parallel loss keeps for its gradient."""
 
@@ -43,15 +46,17 @@ class Parts:
     logits: float
     work: float
     """What lives inside one layer's pass."""
+    overlap: float
+    """Userbuffers of overlapped tensor parallelism. These four are not in torch's count of allocated bytes."""
     nccl: float
-    """Communication buffers. These three are not in torch's count of allocated bytes."""
+    """Communication buffers."""
     fragmentation: float
     cuda: float
     """CUDA context and libraries."""
 
     @property
     def reserve(self) -> float:
-        return self.nccl + self.fragmentation + self.cuda
+        return self.overlap + self.nccl + self.fragmentation + self.cuda
 
     @property
     def allocated(self) -> float:
@@ -95,7 +100,7 @@ def stage_memory(job: Job, layout: Layout, stage: int) -> Parts:
     work = _work(job, layout)
     gradients, optimizer = layout.gradient_bytes * trained, optimizer_bytes(job, layout, trained)
     allocated = weights + copies + gradients + optimizer + activations + logits + work
-    reserve = _nccl(job, layout), FRAGMENTATION * allocated, CUDA_CONTEXT
+    reserve = _userbuffers(job, layout), _nccl(job, layout), FRAGMENTATION * allocated, CUDA_CONTEXT
     return Parts(weights, copies, gradients, optimizer, activations, logits, work, *reserve)
 
 
@@ -188,14 +193,31 @@ def _logits(job: Job, layout: Layout, stage: int) -> float:
 
 
 def _work(job: Job, layout: Layout) -> float:
-    """One layer's backward pass: gathered input, output before its reduce-scatter, gradients of fc1 and SwiGLU."""
+    """One layer's backward pass: gathered input, output before its reduce-scatter, gradients of fc1 and SwiGLU.
+
+    The first two are in the userbuffers, where there are any.
+    """
     m, t = job.model, layout.tensor
-    inside = 2 * 2 * m.hidden_size + 8 * m.ffn_size / t
+    inside = 8 * m.ffn_size / t + (0 if _overlaps(job, layout) else 2 * 2 * m.hidden_size)
     if layout.recompute == "full":  # the layer that is being run again
         kept = Layout(tensor=t, sequence=layout.sequence)
         inside += layer_activation_bytes(job, kept)
     made = NF4_WORK * m.hidden_size * 2 * m.ffn_size / t if job.nf4_base else 0.0
     return inside * layout.tokens_a_pass(job) + made
+
+
+def _overlaps(job: Job, layout: Layout) -> bool:
+    return layout.tensor_overlap and layout.tensor > 1 and layout.sequence and job.trains_all
+
+
+def _userbuffers(job: Job, layout: Layout) -> float:
+    """One buffer [tokens, hidden] for each of a layer's products that communicates, of each precision that layers have."""
+    if not _overlaps(job, layout):
+        return 0.0
+    eight = job.precision == "fp8"
+    both = eight and layout.bf16_layers_at_start + layout.bf16_layers_at_end > 0
+    bytes_an_element = (GATHERING + 2 * SCATTERING) * eight + 2 * (GATHERING + SCATTERING) * (both or not eight)
+    return bytes_an_element * layout.tokens_a_pass(job) * job.model.hidden_size
 
 
 def _nccl(job: Job, layout: Layout) -> float:

@@ -12,7 +12,7 @@ from coalm_nemo.planning.hardware import GIB
 from coalm_nemo.planning.pipeline import timeline
 
 COLORS = (
-    "#1f4e79", "#4a86c5", "#7fb2e5", "#b9d6f2", "#e08e45", "#c0504d", "#8064a2", "#5b8c5a", "#9aa3ad", "#d5d9de"
+    "#1f4e79", "#4a86c5", "#7fb2e5", "#b9d6f2", "#e08e45", "#c0504d", "#8064a2", "#5b8c5a", "#a8c686", "#9aa3ad", "#d5d9de"
 )  # fmt: skip
 FORWARD, BACKWARD, GRID, LIMIT = "#4a86c5", "#e08e45", "#e4e7eb", "#c0392b"
 MOST_ROUNDS = 2
@@ -55,7 +55,7 @@ def draw_memory(axes: Any, estimates: Sequence[Estimate]) -> None:
     axes.invert_yaxis()
     axes.set_xlabel("GiB on the fullest pipeline stage")
     axes.grid(color=GRID, axis="x")
-    axes.figure.legend(loc="outside upper center", ncols=len(PARTS) // 2, frameon=False)
+    axes.figure.legend(loc="outside upper center", ncols=(len(PARTS) + 1) // 2, frameon=False)
 
 
 def draw_timeline(axes: Any, best: Estimate) -> None:

@@ -77,6 +77,7 @@ def test_settings_of_a_layout_give_the_layout_back(name: str) -> None:
         run.parallel.overlap_grad_reduce,
     )
     changed.parallel.overlap_param_gather = run.parallel.overlap_param_gather
+    changed.speed = copy.deepcopy(run.speed)
     for key, value in changes_of(e).items():
         section, field = key.split(".")
         setattr(getattr(changed, section), field, value)

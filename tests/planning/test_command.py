@@ -73,7 +73,9 @@ def test_a_recipe_fills_in_what_the_words_leave_open() -> None:
     assert make_job(PlanRequest(gpus=32, precision="fp8", method="lora"), run).adapted == set(PROJECTIONS)
     assert make_job(PlanRequest(gpus=32, task="lora"), run).lora_targets == "qkv"
     run.parallel.tensor, run.parallel.pipeline, run.precision.fp8_params = 4, 2, True
-    assert layout_of(run) == Layout(4, 2, gradient_bytes=4, overlap_grad_reduce=False, overlap_param_gather=False)
+    assert layout_of(run) == Layout(
+        4, 2, gradient_bytes=4, overlap_grad_reduce=False, overlap_param_gather=False, tensor_overlap=False
+    )
 
 
 def test_a_lora_recipe_is_planned_as_one() -> None:

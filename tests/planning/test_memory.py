@@ -143,6 +143,22 @@ def test_adapters_hold_what_is_whole_on_every_rank() -> None:
 
 def test_the_reserve_is_told_apart() -> None:
     parts = stage_memory(Job(SHAPES["8b"], 8, 8), Layout(tensor=2), 0)
-    assert parts.reserve == parts.nccl + parts.fragmentation + parts.cuda
+    assert parts.reserve == parts.overlap + parts.nccl + parts.fragmentation + parts.cuda
     assert parts.total == parts.allocated + parts.reserve
     assert stage_memory(Job(SHAPES["8b"], 1, 8), Layout(), 0).nccl == 0
+
+
+def test_userbuffers() -> None:
+    """TP overlap's 12 buffers [4096 tokens, 8192]: 8 gather, at a byte an element in FP8, and 4 scatter in BF16."""
+    job, layout = Job(SHAPES["70b"], 32, 32, seq_len_tokens=4096), Layout(tensor=4, pipeline=4)
+    element = 4096 * 8192
+
+    def buffers(job: Job, layout: Layout) -> float:
+        return stage_memory(job, layout, 0).overlap / element
+
+    assert buffers(job, layout) == 16
+    assert buffers(replace(job, precision="bf16"), layout) == 24
+    assert buffers(job, replace(layout, bf16_layers_at_end=1)) == 40, "a set for each precision"
+    for without in (replace(layout, tensor_overlap=False), replace(layout, sequence=False), replace(layout, tensor=1)):
+        assert buffers(job, without) == 0
+    assert buffers(replace(job, task="lora"), layout) == 0
