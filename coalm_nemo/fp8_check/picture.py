@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 SMOOTHED_PART = 20
-"""Losses are drawn as means over a twentieth of the steps, and each step faintly behind."""
+"""Losses are drawn as means over a twentieth of the steps; of one seed, each step faintly behind."""
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
@@ -42,7 +42,8 @@ def _losses(axes: Any, result: dict[str, Any]) -> None:
         for number, seed in enumerate(result["seeds"]):
             losses = seed[name]["losses"]
             steps = range(1, len(losses) + 1)
-            axes.plot(steps, losses, color=colour, alpha=0.25, linewidth=0.7)
+            if len(result["seeds"]) == 1:
+                axes.plot(steps, losses, color=colour, alpha=0.25, linewidth=0.7)
             label = None if number else result[name]
             axes.plot(steps, _smooth(losses, window), color=colour, label=label, linewidth=1.2)
     axes.set(title="loss", xlabel="step", yscale="log")
@@ -68,7 +69,7 @@ def _gap(axes: Any, result: dict[str, Any]) -> None:
             axes.plot(range(1, len(control) + 1), control, color="tab:gray", label="control (noise)")
     for side in (-1, 1):
         axes.axhline(side * 100 * result["tolerance"], color="tab:red", linestyle=":", linewidth=1)
-    axes.set(title="loss while training, against the baseline's (dotted: allowed after it)", xlabel="step", ylabel="%")
+    axes.set(title="loss against the baseline's, while training", xlabel="step", ylabel="%")
     axes.legend()
 
 
