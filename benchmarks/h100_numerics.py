@@ -144,8 +144,8 @@ def _compute(
     """Mean loss, and the gradient of every matrix of the layers by name."""
     from dataclasses import replace
 
-    from coalm_nemo.models.fp8_emulation import LINEARS
     from coalm_nemo.models.gpt import build_chunks
+    from coalm_nemo.models.parallel_linears import LINEARS
     from coalm_nemo.training.checkpointing import load_model_state
     from coalm_nemo.training.step import run_schedule
 

@@ -1,7 +1,7 @@
 """One batch through the base's weights in both precisions: gradients side by side, and what the casts lose by layer.
 
 No optimizer, no data-parallel wrapper: each rank keeps the gradients of its own rows and its own share of the weights,
-and only dot products cross ranks. Matrices are megatron-core's fused linear layers (fp8_emulation.LINEARS).
+and only dot products cross ranks. Matrices are megatron-core's fused linear layers (parallel_linears.LINEARS).
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from torch import Tensor
 
 from coalm_nemo.config import RunConfig
 from coalm_nemo.data.batch import MicroBatch
-from coalm_nemo.models.fp8_emulation import LINEARS, BlockScaling, CurrentScaling, Quantised
+from coalm_nemo.models.fp8_emulation import BlockScaling, CurrentScaling, Quantised
 from coalm_nemo.models.gpt import LlamaModel, build_chunks
 from coalm_nemo.models.llama import LlamaConfig
 from coalm_nemo.models.lora import input_of_matrix
+from coalm_nemo.models.parallel_linears import LINEARS
 from coalm_nemo.platform import Platform
 from coalm_nemo.training.step import run_schedule
 

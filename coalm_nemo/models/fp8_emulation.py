@@ -24,13 +24,10 @@ from typing import Any
 
 import torch
 from megatron.core import parallel_state
-from megatron.core.tensor_parallel.mappings import (
-    copy_to_tensor_model_parallel_region,
-    gather_from_sequence_parallel_region,
-)
 from torch import Tensor
 
 from coalm_nemo.config import PrecisionSection
+from coalm_nemo.models.parallel_linears import LINEARS, replace_product
 
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 LARGEST = {E4M3: 448.0, E5M2: 57344.0}
@@ -38,8 +35,6 @@ LARGEST = {E4M3: 448.0, E5M2: 57344.0}
 
 BLOCK = 128
 """Side of a block, as Transformer Engine's Float8BlockScaling and DeepSeek-V3 (2024, section 3.3)."""
-
-LINEARS = ("self_attention.linear_qkv", "self_attention.linear_proj", "mlp.linear_fc1", "mlp.linear_fc2")
 
 _SIGN_AND_EXPONENT = -(1 << 23)
 """The bits 0xFF800000 of an fp32 number, as the int32 that torch masks with."""
@@ -272,22 +267,14 @@ def _scaling(linear: Any, precision: PrecisionSection) -> Scaling:
 
 
 def _replace_product(linear: Any, precision: PrecisionSection) -> None:
-    """Both kinds of parallel linear layers call `_forward_impl` for their product (tensor_parallel/layers.py)."""
     scaling = _scaling(linear, precision)
 
-    def forward_impl(
-        input: Tensor, weight: Tensor, bias: Tensor | None, allreduce_dgrad: bool, sequence_parallel: bool, **_: Any
-    ) -> Tensor:
-        x = input.double()
-        if sequence_parallel:  # and back: reduce-scatter
-            x = gather_from_sequence_parallel_region(x, tensor_parallel_output_grad=True, group=linear.tp_group)
-        elif allreduce_dgrad:
-            x = copy_to_tensor_model_parallel_region(x, group=linear.tp_group)
+    def emulated(x: Tensor, weight: Tensor) -> Tensor:
         scaling.enter(linear.training, torch.is_grad_enabled())
-        y = EmulatedLinear.apply(x, weight, scaling, precision.fp8_weight_gradients)  # type: ignore[no-untyped-call]
-        return y if bias is None else y + bias
+        y: Tensor = EmulatedLinear.apply(x, weight, scaling, precision.fp8_weight_gradients)  # type: ignore[no-untyped-call]
+        return y
 
-    linear._forward_impl = forward_impl
+    replace_product(linear, emulated, torch.float64)
     linear.register_forward_hook(_to_input_dtype)
 
 

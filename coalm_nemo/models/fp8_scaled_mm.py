@@ -14,14 +14,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from megatron.core.tensor_parallel.mappings import (
-    copy_to_tensor_model_parallel_region,
-    gather_from_sequence_parallel_region,
-)
 from torch import Tensor
 
 from coalm_nemo.config import PrecisionSection
 from coalm_nemo.models.fp8_emulation import E4M3, E5M2, LARGEST, linears_in_fp8, scale_for
+from coalm_nemo.models.parallel_linears import replace_product
 
 
 def scale_of(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -87,22 +84,10 @@ class ScaledLinear(torch.autograd.Function):
 
 def use_scaled_mm(model: Any, precision: PrecisionSection, num_layers: int) -> None:
     """Put it into the layers of `model` (a pipeline chunk), but for those that `precision` keeps out."""
+
+    def scaled(x: Tensor, weight: Tensor) -> Tensor:
+        y: Tensor = ScaledLinear.apply(x, weight, precision.fp8_weight_gradients)  # type: ignore[no-untyped-call]
+        return y
+
     for linear in linears_in_fp8(model, precision, num_layers):
-        _replace_product(linear, precision.fp8_weight_gradients)
-
-
-def _replace_product(linear: Any, fp8_weight_gradient: bool) -> None:
-    """Both kinds of parallel linear layers call `_forward_impl` for their product (tensor_parallel/layers.py)."""
-
-    def forward_impl(
-        input: Tensor, weight: Tensor, bias: Tensor | None, allreduce_dgrad: bool, sequence_parallel: bool, **_: Any
-    ) -> Tensor:
-        x = input
-        if sequence_parallel:  # and back: reduce-scatter
-            x = gather_from_sequence_parallel_region(x, tensor_parallel_output_grad=True, group=linear.tp_group)
-        elif allreduce_dgrad:
-            x = copy_to_tensor_model_parallel_region(x, group=linear.tp_group)
-        y = ScaledLinear.apply(x, weight, fp8_weight_gradient)  # type: ignore[no-untyped-call]
-        return y if bias is None else y + bias
-
-    linear._forward_impl = forward_impl
+        replace_product(linear, scaled)

@@ -17,13 +17,9 @@ from typing import Any
 
 import torch
 from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
-from megatron.core.tensor_parallel.mappings import (
-    copy_to_tensor_model_parallel_region,
-    gather_from_sequence_parallel_region,
-)
 from torch import Tensor
 
-from coalm_nemo.models.fp8_emulation import LINEARS
+from coalm_nemo.models.parallel_linears import LINEARS, replace_product
 
 ROW_PARALLEL = ("self_attention.linear_proj", "mlp.linear_fc2")
 BLOCK = 64
@@ -112,18 +108,11 @@ def _hollow_linear(linear: Any, split_axis: int) -> None:
     linear.register_buffer("nf4_codes", None, persistent=False)
     linear.register_buffer("nf4_scale", None, persistent=False)
 
-    def forward_impl(
-        input: Tensor, weight: Tensor, bias: Tensor | None, allreduce_dgrad: bool, sequence_parallel: bool, **_: Any
-    ) -> Tensor:
-        x = input
-        if sequence_parallel:  # and back: reduce-scatter
-            x = gather_from_sequence_parallel_region(x, tensor_parallel_output_grad=True, group=linear.tp_group)
-        elif allreduce_dgrad:
-            x = copy_to_tensor_model_parallel_region(x, group=linear.tp_group)
-        y = NF4Linear.apply(x, linear.nf4_codes, linear.nf4_scale)  # type: ignore[no-untyped-call]
-        return y if bias is None else y + bias
+    def dequantised(x: Tensor, weight: Tensor) -> Tensor:  # the weight that comes has no memory
+        y: Tensor = NF4Linear.apply(x, linear.nf4_codes, linear.nf4_scale)  # type: ignore[no-untyped-call]
+        return y
 
-    linear._forward_impl = forward_impl
+    replace_product(linear, dequantised)
 
 
 def place_weight(linear: Any, device: torch.device) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from coalm_nemo.models.fp8_emulation import LINEARS
 from coalm_nemo.models.gpt import LlamaModel
+from coalm_nemo.models.parallel_linears import LINEARS
 
 FILE = "fp8_state.safetensors"
 EMULATED = ("fp8_amax_history", "fp8_scale")
