@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -127,7 +128,6 @@ def test_every_code_and_every_tie(name: str) -> None:
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_ml_dtypes_agrees(name: str) -> None:
-    ml_dtypes = pytest.importorskip("ml_dtypes")
     theirs = {"e4m3": ml_dtypes.float8_e4m3fn, "e5m2": ml_dtypes.float8_e5m2}[name]
     x, dtype = tensors()["wide"], FORMATS[name][0]
     found = quantise(x, dtype, scale_for(amax_over(None, x), LARGEST[dtype])[0])
