@@ -145,7 +145,7 @@ def score(runs: Runs, dtype: str, seed: int) -> dict[str, dict[str, float]]:
     from coalm_nemo.demo.score import as_table, held_out_items, score_directory
 
     run_dir = runs.trained(dtype, seed)
-    export = run_dir / "hf"
+    export = run_dir / "export"
     if not export.is_dir():
         checkpoint = run_dir / "checkpoints" / f"step_{runs.steps:08}"
         command = [
