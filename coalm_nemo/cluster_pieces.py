@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from coalm_nemo.doctor import FOUND, REQUIRED, Diagnosis, Finding, wrong_version
+from coalm_nemo.diagnosis import FOUND, REQUIRED, Diagnosis, Finding, wrong_version
 
 GPU_PIECES = {
     "NCCL": "ranks on GPUs talk over it; a CUDA build of torch has it",

@@ -14,5 +14,8 @@ EXIT_USER_ERROR = 2
 EXIT_NON_FINITE = 3
 """The loss or the gradient norm was not finite; the batch's row ids were saved."""
 
+EXIT_BAD_NODE = 4
+"""Nodes should not be trained on: the sentence names them."""
+
 EXIT_STOPPED = 75
 """A signal asked for a stop: a checkpoint was saved, the same command goes on. (EX_TEMPFAIL of sysexits.h)"""

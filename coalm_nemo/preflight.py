@@ -13,27 +13,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from coalm_nemo.errors import UserError
-
-EXIT_BAD_NODE = 4
-"""Nodes should not be trained on: the sentence names them."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a node must have; 0: not checked."""
-
-    ranks_per_node: int = 1
-    gpus_per_node: int = 0
-    min_disk_gib: float = 0.0
-    min_disk_mb_per_s: float = 0.0
-    min_shm_gib: float = 0.0
-    min_pair_gb_per_s: float = 0.0
-    max_slowdown: float = 0.0
+from coalm_nemo.errors import EXIT_BAD_NODE, UserError
+from coalm_nemo.preflight_judge import Limits, judge
 
 
 def main(words: list[str] | None = None) -> int:
@@ -77,7 +62,6 @@ def _told(step: Callable[..., None], options: dict[str, Any]) -> int:
 
 def judge_nodes(found: Path, nodes: str, wanted: int, **limits: Any) -> None:
     """Print what was found, and write the nodes to use into `found`/nodes. Raises UserError if they are too few."""
-    from coalm_nemo.preflight_judge import judge
     from coalm_nemo.preflight_look import read_findings
 
     hosts = expand(nodes)

@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
+from dataclasses import dataclass
 
-from coalm_nemo.preflight import Limits
 from coalm_nemo.preflight_look import Finding
 
 CLOCKS_APART_S = 5.0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a node must have; 0: not checked."""
+
+    ranks_per_node: int = 1
+    gpus_per_node: int = 0
+    min_disk_gib: float = 0.0
+    min_disk_mb_per_s: float = 0.0
+    min_shm_gib: float = 0.0
+    min_pair_gb_per_s: float = 0.0
+    max_slowdown: float = 0.0
 
 
 def judge(hosts: list[str], findings: list[Finding], limits: Limits) -> tuple[list[str], dict[str, str]]:

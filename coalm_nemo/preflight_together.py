@@ -10,8 +10,7 @@ import time
 from datetime import timedelta
 from typing import Any
 
-from coalm_nemo.errors import UserError
-from coalm_nemo.preflight import EXIT_BAD_NODE
+from coalm_nemo.errors import EXIT_BAD_NODE, UserError
 from coalm_nemo.training.ranks import FAREWELL_S, Ranks, first_rank_does, meet, ranks_from_environment
 
 MEET_S = 300

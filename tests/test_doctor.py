@@ -17,7 +17,7 @@ import pytest
 
 from coalm_nemo import doctor
 from coalm_nemo.cluster_pieces import missing_pieces
-from coalm_nemo.doctor import BROKEN, FOUND, MISSING, Finding, Gpu, Torch
+from coalm_nemo.diagnosis import BROKEN, FOUND, MISSING, Finding, Gpu, Torch
 
 H100 = Gpu("NVIDIA H100 80GB HBM3", 79.6, (9, 0))
 A100 = Gpu("NVIDIA A100-SXM4-80GB", 79.3, (8, 0))

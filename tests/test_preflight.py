@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coalm_nemo.preflight import EXIT_BAD_NODE, Limits
-from coalm_nemo.preflight_judge import judge
+from coalm_nemo.errors import EXIT_BAD_NODE
+from coalm_nemo.preflight_judge import Limits, judge
 from coalm_nemo.preflight_look import Finding, read_findings, rounds_of_pairs, write
 
 LIMITS = Limits(gpus_per_node=8, min_disk_gib=100, min_disk_mb_per_s=50, min_shm_gib=8, max_slowdown=1.5)

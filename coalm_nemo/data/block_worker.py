@@ -7,10 +7,10 @@ import multiprocessing
 import sys
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coalm_nemo.data.build import BlockResult
 from coalm_nemo.data.build_config import BuildConfig
 from coalm_nemo.data.encoding import TOKEN_CHECK_INTERVAL, EncodedRow, RowEncoder
 from coalm_nemo.data.rows import Row
@@ -21,6 +21,17 @@ from coalm_nemo.errors import UserError
 if TYPE_CHECKING:
     from coalm_nemo.data.build_config import SourceEntry
     from coalm_nemo.data.contamination import EvaluationItems
+
+
+@dataclass(frozen=True)
+class BlockResult:
+    """What a worker sends back."""
+
+    encoded: EncodedBlock
+    dropped: Counter[str]
+    parts: Counter[str]
+    counts: dict[str, int]
+    overlaps: list[dict[str, str]]
 
 
 class BlockWorker:

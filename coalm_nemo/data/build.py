@@ -21,13 +21,14 @@ from typing import Any
 import numpy as np
 
 from coalm_nemo.checkpoint.layout import atomic_directory, ensure_free_space, sha256_of
+from coalm_nemo.data import block_worker
 from coalm_nemo.data.blend import blended_order
+from coalm_nemo.data.block_worker import BlockResult, BlockWorker
 from coalm_nemo.data.build_config import BuildConfig, SourceEntry, describe
 from coalm_nemo.data.packing import pack_rows_flat
 from coalm_nemo.data.shards import (
     CHAT_TEMPLATE,
     MANIFEST,
-    EncodedBlock,
     ShardWriter,
     read_manifest,
     write_manifest,
@@ -68,17 +69,6 @@ class Tally:
             "parts": dict(sorted(self.parts.items())),
             **dict(sorted(self.counts.items())),
         }
-
-
-@dataclass(frozen=True)
-class BlockResult:
-    """What a worker sends back."""
-
-    encoded: EncodedBlock
-    dropped: Counter[str]
-    parts: Counter[str]
-    counts: dict[str, int]
-    overlaps: list[dict[str, str]]
 
 
 @dataclass(frozen=True)
@@ -144,8 +134,6 @@ def _code_digest() -> str:
 def _write_set(
     config: BuildConfig, entries: list[SourceEntry], out: Path, workers: int, progress: Progress
 ) -> dict[str, Any]:
-    from coalm_nemo.data.block_worker import BlockWorker
-
     worker = BlockWorker(config)
     tallies = {e.name: Tally() for e in entries}
     overlaps: list[dict[str, str]] = []
@@ -182,8 +170,6 @@ def _encoded_blocks(
         for index, block in blocks:
             yield index, block, worker.encode(index, block)
         return
-    from coalm_nemo.data import block_worker
-
     # Forked workers share the parent's tokenizer; each tokenises on one thread, so that N workers use N cores.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     with block_worker.start_pool(worker, workers) as pool:

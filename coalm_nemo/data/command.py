@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from coalm_nemo.data.build import BlockResult, Progress, build
+from coalm_nemo.data.block_worker import BlockResult
+from coalm_nemo.data.build import Progress, build
 from coalm_nemo.data.build_config import BuildConfig, SourceEntry, load_build_config
 from coalm_nemo.data.sources.base import Block
 from coalm_nemo.data.stats import print_table

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from coalm_nemo.demo.score import METRICS, SPLIT_NAMES
 from coalm_nemo.training.callbacks.metrics_file import read_steps
 
 AXIS_LABELS = {"combinations": "unseen\ncombi-\nnations", "words": "unseen\nwords", "names": "unseen\nreal\nnames"}
@@ -52,8 +53,6 @@ def running_mean(values: list[float], keep: float = 0.9) -> list[float]:
 
 def draw_scores(axes: Any, result: dict[str, Any]) -> None:
     """Bars in pairs, before and after, a group a metric."""
-    from coalm_nemo.demo.pipeline import METRICS, SPLIT_NAMES
-
     bars = [(metric, split) for metric in METRICS for split in SPLIT_NAMES]
     places = [i + 0.7 * (i // len(SPLIT_NAMES)) for i in range(len(bars))]
     for name, color, shift in (("before", BEFORE, -0.2), ("after", AFTER, 0.2)):

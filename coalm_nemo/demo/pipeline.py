@@ -18,14 +18,20 @@ from rich.console import Console
 from rich.table import Table
 
 from coalm_nemo.demo import rows as demo_rows
-from coalm_nemo.demo.score import HELD_OUT, SplitScore, as_table, held_out_items, score_directory
+from coalm_nemo.demo.score import (
+    HELD_OUT,
+    METRICS,
+    SPLIT_NAMES,
+    SplitScore,
+    as_table,
+    held_out_items,
+    score_directory,
+)
 from coalm_nemo.errors import UserError
 
 NANO_BASE = Path(__file__).parent / "nano_base"
 TRAINING_SEED, HELD_OUT_SEED = 1, 1001
 TRAINING_DIALOGUES, HELD_OUT_DIALOGUES = 6000, 120
-SPLIT_NAMES = {"combinations": "unseen combinations", "words": "unseen words", "names": "unseen real names"}
-METRICS = {"calls": "call accuracy", "joint_goal": "joint goal accuracy", "refusals": "refusal accuracy"}
 
 
 @dataclass(frozen=True)

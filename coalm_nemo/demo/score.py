@@ -13,6 +13,8 @@ from coalm_nemo.demo.rows import TaggedRow, held_out_rows, to_messages
 from coalm_nemo.demo.values import Split
 
 HELD_OUT: tuple[Split, ...] = ("combinations", "words", "names")
+SPLIT_NAMES = {"combinations": "unseen combinations", "words": "unseen words", "names": "unseen real names"}
+METRICS = {"calls": "call accuracy", "joint_goal": "joint goal accuracy", "refusals": "refusal accuracy"}
 SCORED_KINDS = ("state", "action", "refusal", "single")
 MAX_NEW_TOKENS = 96
 

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from coalm_nemo.chat_client import ChatClient, Refused
 from coalm_nemo.evaluation.base import Prompt
-from coalm_nemo.evaluation.local_model import cut_at_stop
-from coalm_nemo.evaluation.runner import Reply, in_order
+from coalm_nemo.evaluation.runner import Reply, cut_at_stop, in_order
 
 if TYPE_CHECKING:
     from coalm_nemo.evaluation.model_source import ModelSource

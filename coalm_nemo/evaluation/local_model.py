@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from coalm_nemo.data.chat_format import DATE_STRING
 from coalm_nemo.errors import UserError
 from coalm_nemo.evaluation.base import Prompt
-from coalm_nemo.evaluation.runner import Reply, in_order
+from coalm_nemo.evaluation.runner import Reply, cut_at_stop, in_order
 
 if TYPE_CHECKING:
     import torch
@@ -132,11 +132,6 @@ class LocalModel:
         cut = cut_at_stop(text, prompt.stop)
         whole = end is not None or cut != text
         return Reply(cut.strip(), "" if whole else "cut_short")
-
-
-def cut_at_stop(text: str, stop: Sequence[str]) -> str:
-    """The text before the first of the stop strings."""
-    return text[: min((at for s in stop if (at := text.find(s)) >= 0), default=len(text))]
 
 
 def _device(name: str) -> torch.device:

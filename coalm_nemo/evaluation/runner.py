@@ -158,3 +158,8 @@ def progress_bar(name: str, items: int, quiet: bool) -> Iterator[Advance]:
             bar.update(task, advance=new_verdicts, answers=answers)
 
         yield advance
+
+
+def cut_at_stop(text: str, stop: Sequence[str]) -> str:
+    """The text before the first of the stop strings."""
+    return text[: min((at for s in stop if (at := text.find(s)) >= 0), default=len(text))]

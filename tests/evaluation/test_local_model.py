@@ -14,8 +14,8 @@ from coalm_nemo.demo.pipeline import NANO_BASE
 from coalm_nemo.errors import UserError
 from coalm_nemo.evaluation.base import Prompt
 from coalm_nemo.evaluation.fingerprint import directory_fingerprint
-from coalm_nemo.evaluation.local_model import LocalModel, cut_at_stop
-from coalm_nemo.evaluation.runner import Reply
+from coalm_nemo.evaluation.local_model import LocalModel
+from coalm_nemo.evaluation.runner import Reply, cut_at_stop
 
 
 def prompts(count: int, most: int = 12) -> list[Prompt]:

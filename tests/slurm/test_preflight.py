@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from coalm_nemo.preflight import EXIT_BAD_NODE
+from coalm_nemo.errors import EXIT_BAD_NODE
 from tests.slurm.cluster import Cluster
 from tests.slurm.faults import words_for
 from tests.slurm.jobs import Job

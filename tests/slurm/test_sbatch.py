@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from coalm_nemo.config import build_config
-from coalm_nemo.errors import EXIT_USER_ERROR
-from coalm_nemo.preflight import EXIT_BAD_NODE
+from coalm_nemo.errors import EXIT_BAD_NODE, EXIT_USER_ERROR
 from coalm_nemo.training.callbacks.metrics_file import read_steps
 from recipes import load_recipe
 from tests.slurm.cluster import Cluster
