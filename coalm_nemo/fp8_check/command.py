@@ -25,6 +25,10 @@ def fp8_check_command(
         raise UserError(f"--tolerance {tolerance}: give a part of the loss, such as 0.01")
     if seeds < 1:
         raise UserError(f"--seeds {seeds}: at least one is needed")
+    if seeds > 1 and not run.data.shuffle and not run.lora.dropout:
+        raise UserError(
+            f"--seeds {seeds} with data.shuffle=false would be the same run {seeds} times; use data.shuffle=true"
+        )
     variants = make_variants(run, steps, baseline, control and seeds == 1)  # several seeds show the noise themselves
     ranks = ranks_from_environment()
     if nproc and ranks.world_size > 1:

@@ -76,7 +76,7 @@ class Gap:
 
 
 def measure_gap(pairs: list[Runs]) -> Gap | None:
-    """None where an FP8 run did not get to its end."""
+    """None where a run did not get to its end."""
     gaps = [runs.gap(runs.fp8) for runs in pairs]
     found = [g for g in gaps if g is not None]
     if len(found) < len(pairs):
@@ -94,9 +94,7 @@ def judge(pairs: list[Runs], tolerance: float) -> Verdict:
     """
     gap = measure_gap(pairs)
     if gap is None:
-        lost = next(runs for runs in pairs if runs.gap(runs.fp8) is None)
-        where = f" (seed {lost.seed})" if len(pairs) > 1 else ""
-        return Verdict(False, "fail", f"the FP8 loss was not finite at step {len(lost.fp8.losses) + 1}{where}")
+        return Verdict(False, "fail", _lost(pairs))
     said = f"after training the FP8 loss is {gap} from the baseline's"
     if gap.mean <= tolerance:
         return Verdict(True, "pass", f"{said}; {tolerance:.2%} is allowed")
@@ -107,6 +105,16 @@ def judge(pairs: list[Runs], tolerance: float) -> Verdict:
             False, "within noise", f"{said}, and noise alone moves it by {gap.noise:+.2%}: run more --steps or --seeds"
         )
     return Verdict(False, "fail", f"{said}; {tolerance:.2%} is allowed")
+
+
+def _lost(pairs: list[Runs]) -> str:
+    """Which run did not get to its end."""
+    runs = next(runs for runs in pairs if runs.gap(runs.fp8) is None)
+    seed = f" (seed {runs.seed})" if len(pairs) > 1 else ""
+    if runs.baseline.after is None:
+        step = len(runs.baseline.losses) + 1
+        return f"the baseline's own loss was not finite at step {step}{seed}: the run diverges without FP8"
+    return f"the FP8 loss was not finite at step {len(runs.fp8.losses) + 1}{seed}"
 
 
 def write_result(variants: Variants, pairs: list[Runs], found: Probe, out: Path, tolerance: float) -> int:

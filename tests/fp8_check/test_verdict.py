@@ -75,6 +75,11 @@ def test_one_seed_that_blew_up_fails_all() -> None:
     assert verdict.word == "fail" and "step 4 (seed 7)" in verdict.reason
 
 
+def test_a_baseline_that_blew_up_is_not_fp8s_fault() -> None:
+    reason = judge([Runs(run(None, 4), run(None, 4))], 0.01).reason
+    assert reason.startswith("the baseline's own loss was not finite at step 5")
+
+
 @given(st.floats(0.01, 10), st.floats(0.5, 2), st.floats(0.001, 0.5))
 def test_gap_is_relative(loss: float, factor: float, tolerance: float) -> None:
     runs = Runs(run(loss), run(loss * factor))

@@ -84,4 +84,7 @@ def test_without_fp8_it_says_so(
         == 2
     )
     assert "--seeds 0" in capsys.readouterr().err
+    same = ["--seeds", "2", "--precision", "fp8_emulated_current", "data.shuffle=false"]
+    assert coalm("fp8-check", "--recipe", "coalm_tiny", *same, *words) == 2
+    assert "the same run 2 times" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
