@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import sys
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,8 @@ def test_metadata_as_every_python_writes_it(pickler: type[pickle.Pickler]) -> No
 
     tensor = TensorStorageMetadata(TensorProperties(dtype=torch.bfloat16), torch.Size([3, 5]), [])
     data = pickled(pickler, Metadata(state_dict_metadata={"w": tensor}))
-    assert (b"getattr" in data) == (pickler is EarlyPickler)
+    early = pickler is EarlyPickler or sys.version_info < (3, 11, 4)
+    assert (b"getattr" in data) == early
     found = loads(data, "x").state_dict_metadata["w"]
     assert (found.properties.dtype, found.size) == ("bfloat16", (3, 5))
 
